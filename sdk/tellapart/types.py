@@ -1,0 +1,226 @@
+"""Options that go in and results that come out: frozen dataclasses that check themselves.
+
+Letters in shapes: b batch, L decoder layers, H heads, N image tokens, D width of a head, E width of an
+embedding, k images in a bag.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from tellapart.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+"""float32 array; the docstring at hand gives its shape."""
+
+IntArray: TypeAlias = npt.NDArray[np.int64]
+"""int64 array of token ids or positions."""
+
+PixelArray: TypeAlias = npt.NDArray[np.uint8]
+"""uint8 array, usually (h, w, 3), RGB, upright."""
+
+ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | PILImage | npt.NDArray[np.uint8]"
+"""A path, the bytes of an image file, a PIL image, or a (h, w, 3) uint8 RGB array."""
+
+BACKENDS = ("auto", "onnxruntime", "openvino", "coreml")
+"""Values that `RuntimeOptions.backend` takes."""
+
+
+def _check_int(name: str, value: Any, *, least: int, optional: bool) -> None:
+    if value is None and optional:
+        return
+    # bool is an int to Python; beams=True is a slip all the same.
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        wanted = f"an integer of at least {least}" + (" or None" if optional else "")
+        raise UsageError(f"{name} must be {wanted}, got {value!r}")
+
+
+def _check_number(
+    name: str, value: Any, *, low: float, high: float = math.inf, open_low: bool = False, optional: bool = False
+) -> None:
+    if value is None and optional:
+        return
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < low or value > high or (open_low and value == low):
+        bound = f"above {low:g}" if open_low else f"at least {low:g}"
+        top = "" if high == math.inf else f" and at most {high:g}"
+        wanted = f"a finite number {bound}{top}" + (" or None" if optional else "")
+        raise UsageError(f"{name} must be {wanted}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeOptions:
+    """How a caption is searched for. None means: as the bundle's manifest says.
+
+    Raises:
+        UsageError: a field out of its range, or two fields that exclude each other.
+    """
+
+    max_new_tokens: int | None = None
+    """Most pieces a caption may have, its end mark not counted."""
+
+    min_new_tokens: int | None = None
+    """Fewest pieces before the end mark is allowed."""
+
+    beams: int | None = None
+    """Beams kept side by side; 1 is greedy search."""
+
+    length_penalty: float | None = None
+    """A finished beam's score is its log-probability divided by length to this power."""
+
+    no_repeat_ngram: int | None = None
+    """No run of this many pieces comes twice in a caption; 0 allows repeats."""
+
+    temperature: float = 0.0
+    """0 searches for the likeliest caption; above 0 samples, and then `beams` must be 1 or None."""
+
+    top_p: float = 1.0
+    """When sampling: the smallest set of pieces whose chances reach this sum, in (0, 1]."""
+
+    seed: int | None = None
+    """When sampling: equal seeds give equal captions; None draws a fresh seed."""
+
+    n_best: int = 1
+    """Captions wanted; those after the first are in `Caption.alternatives`."""
+
+    deadline_ms: float | None = None
+    """Milliseconds for decoding; when they are over, the best so far comes back with `truncated`."""
+
+    def __post_init__(self) -> None:
+        """Check every field, then the rules between fields."""
+        _check_int("max_new_tokens", self.max_new_tokens, least=1, optional=True)
+        _check_int("min_new_tokens", self.min_new_tokens, least=0, optional=True)
+        _check_int("beams", self.beams, least=1, optional=True)
+        _check_number("length_penalty", self.length_penalty, low=0.0, optional=True)
+        _check_int("no_repeat_ngram", self.no_repeat_ngram, least=0, optional=True)
+        _check_number("temperature", self.temperature, low=0.0)
+        _check_number("top_p", self.top_p, low=0.0, high=1.0, open_low=True)
+        _check_int("seed", self.seed, least=0, optional=True)
+        _check_int("n_best", self.n_best, least=1, optional=False)
+        _check_number("deadline_ms", self.deadline_ms, low=0.0, open_low=True, optional=True)
+        longest, fewest = self.max_new_tokens, self.min_new_tokens
+        if longest is not None and fewest is not None and fewest > longest:
+            raise UsageError(
+                f"min_new_tokens ({fewest}) is above max_new_tokens ({longest}); lower the one or raise the other"
+            )
+        if self.temperature > 0 and self.beams not in (None, 1):
+            raise UsageError(
+                f"temperature={self.temperature:g} samples and beams={self.beams} searches; "
+                "use beams=1 to sample or temperature=0 to search"
+            )
+        if self.temperature == 0:
+            if self.top_p != 1.0:
+                raise UsageError(f"top_p={self.top_p:g} only matters when sampling; set temperature above 0")
+            if self.seed is not None:
+                raise UsageError(f"seed={self.seed} only matters when sampling; set temperature above 0")
+            if self.beams is not None and self.n_best > self.beams:
+                raise UsageError(
+                    f"n_best={self.n_best} captions cannot come out of beams={self.beams}; raise beams to n_best"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions:
+    """Where and with what the graphs run.
+
+    Raises:
+        UsageError: a field out of its range.
+    """
+
+    backend: Literal["auto", "onnxruntime", "openvino", "coreml"] = "auto"
+    """"auto" takes the first that is installed and can run the bundle, and logs the reason at INFO."""
+
+    providers: tuple[str, ...] = ()
+    """Execution providers by name, in order; one that was asked for is used or is an error."""
+
+    threads: int | Literal["auto"] = "auto"
+    """Threads inside one graph; "auto" is measured once."""
+
+    max_image_megapixels: float | None = None
+    """Largest image, in millions of pixels by its header; None reads the environment variable
+    TELLAPART_MAX_MEGAPIXELS and falls back to 50."""
+
+    def __post_init__(self) -> None:
+        """Check every field; a list of providers becomes a tuple."""
+        if self.backend not in BACKENDS:
+            raise UsageError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
+        if isinstance(self.providers, str) or not all(isinstance(name, str) and name for name in self.providers):
+            raise UsageError(f"providers must be a sequence of provider names, got {self.providers!r}")
+        object.__setattr__(self, "providers", tuple(self.providers))
+        if self.threads != "auto":
+            _check_int("threads", self.threads, least=1, optional=False)
+        _check_number("max_image_megapixels", self.max_image_megapixels, low=0.0, open_low=True, optional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """One caption and what is known about it."""
+
+    text: str
+    """The sentence as shown: first letter large, no final stop."""
+
+    token_ids: tuple[int, ...]
+    """Ids of the pieces, without start and end marks."""
+
+    mean_logprob: float
+    """Mean natural-log probability per piece, the end mark counted where it came; at most 0."""
+
+    confidence: float | None = None
+    """Calibrated chance in [0, 1] that the caption retrieves its own image; None where the bundle
+    carries no calibration."""
+
+    truncated: bool = False
+    """True where the end mark never came: the length limit or the deadline cut the caption."""
+
+    elapsed_ms: Mapping[str, float] = field(default_factory=dict)
+    """Milliseconds per stage."""
+
+    alternatives: tuple[Caption, ...] = ()
+    """The next best captions, best first, where `n_best` asked for them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BagResult:
+    """Captions of a bag of k images that should tell them apart; row = caption, column = image."""
+
+    captions: tuple[Caption, ...]
+    """One per image, in the order of the images."""
+
+    ranks: tuple[int, ...]
+    """Place of the own image for each caption among the k, 1 is best; ties count against us."""
+
+    margins: tuple[float, ...]
+    """Cosine with the own image minus the best other cosine, per caption; above 0 is told apart."""
+
+    similarity: FloatArray
+    """(k, k) float32, row = caption, column = image, cosine in [-1, 1]."""
+
+    recall_at_1: float
+    """Share of captions of rank 1, in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class View:
+    """One image after one vision pass, made by `Captioner.look`; goes wherever an image goes."""
+
+    cross_kv: FloatArray
+    """(2L, 1, H, N, D) float32; in axis 0, 2l holds keys and 2l+1 values of layer l."""
+
+    embedding: FloatArray
+    """(1, E) float32, unit length."""
+
+    elapsed_ms: Mapping[str, float] = field(default_factory=dict)
+    """Milliseconds per stage of the vision pass."""
+
+    bundle_sha256: str = ""
+    """Hash of the manifest of the bundle that looked; a View is of no use to another bundle."""
