@@ -46,7 +46,13 @@ def _check_int(name: str, value: Any, *, least: int, optional: bool) -> None:
 
 
 def _check_number(
-    name: str, value: Any, *, low: float, high: float = math.inf, open_low: bool = False, optional: bool = False
+    name: str,
+    value: Any,
+    *,
+    low: float,
+    high: float = math.inf,
+    open_low: bool = False,
+    optional: bool = False,
 ) -> None:
     if value is None and optional:
         return
@@ -154,12 +160,16 @@ class RuntimeOptions:
         """Check every field; a list of providers becomes a tuple."""
         if self.backend not in BACKENDS:
             raise UsageError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
-        if isinstance(self.providers, str) or not all(isinstance(name, str) and name for name in self.providers):
+        if isinstance(self.providers, str) or not all(
+            isinstance(name, str) and name for name in self.providers
+        ):
             raise UsageError(f"providers must be a sequence of provider names, got {self.providers!r}")
         object.__setattr__(self, "providers", tuple(self.providers))
         if self.threads != "auto":
             _check_int("threads", self.threads, least=1, optional=False)
-        _check_number("max_image_megapixels", self.max_image_megapixels, low=0.0, open_low=True, optional=True)
+        _check_number(
+            "max_image_megapixels", self.max_image_megapixels, low=0.0, open_low=True, optional=True
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
