@@ -1,0 +1,338 @@
+"""The loop under every stage, over Hugging Face Accelerate: accumulate, clip, schedule, average, save, resume.
+
+Simplified on purpose: the learning rate is a function of the step, randomness is keyed by seed and step, and batches
+are a function of (epoch, step). What a run does next thus follows from the weights, the optimizer and one number,
+which is all that a state holds; a run that was killed and resumed writes the losses of one that was not, bit for
+bit on one CPU process. The order at the end of an epoch is: log, evaluate, save state. A state therefore implies
+that the evaluation before it was done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from tellapart.errors import ConfigError
+from torch import Tensor, nn
+
+from tellapart_training.augment import keyed_generator
+from tellapart_training.config import PARTS, OptimizerConfig, TrainConfig
+from tellapart_training.run_folder import Progress, RunFolder, duration
+from tellapart_training.state import (
+    copy_tensors,
+    flatten_optimizer,
+    load_newest_state,
+    named_tensors,
+    recover_folder,
+    replace_folder,
+    restore_optimizer,
+    save_state,
+)
+
+
+class Stage(Protocol):
+    """What a stage gives the loop."""
+
+    name: str
+    network: nn.Module
+    """The networks; their weights are saved and averaged."""
+    objective: nn.Module
+    """Takes a batch, returns scalars by name; "loss" is minimised. Holds `network`."""
+    steps_per_epoch: int
+    selection: str
+    """Name of the evaluation figure that picks the best epoch."""
+    higher_is_better: bool
+
+    def batch(self, epoch: int, step: int, part: int) -> Mapping[str, Any]:
+        """This process's share of part `part` of the `step`-th batch of an epoch, on its device."""
+
+    def evaluate(self, epoch: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Figures on the held-back images (empty where there are none), and samples to read."""
+
+    def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Write the network as a checkpoint folder."""
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """The accelerator a config asks for; also sets the number of threads."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    # Accelerate keeps its state for the whole process; a second run in it may ask for another precision.
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=config.device == "cpu")
+
+
+def part_of(name: str) -> str:
+    """The part a parameter belongs to: `trunk`, `decoder`, `text` or `heads` (everything else)."""
+    first = name.split(".")[0].removeprefix("_")
+    for part in PARTS:
+        if first == part or first.startswith(part + "_"):
+            return part
+    return "heads"
+
+
+def lr_share(step: int, total: int, config: OptimizerConfig) -> float:
+    """The share of `lr` used in a step: a linear rise, then a cosine down to `final_lr_share`.
+
+    Args:
+        step: optimizer steps done before this one.
+        total: of the whole run.
+        config: shares.
+    """
+    rise = math.ceil(config.warmup_share * total)
+    if step < rise:
+        return (step + 1) / rise
+    done = (step - rise) / max(1, total - rise)
+    return config.final_lr_share + (1 - config.final_lr_share) * (1 + math.cos(math.pi * done)) / 2
+
+
+def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over what is trained; parts with multiplier 0 are frozen on the way.
+
+    Weight decay acts on matrices only. Parameters that already need no gradient stay out.
+    """
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        part = part_of(name)
+        if getattr(config.lr_multipliers, part) == 0:
+            parameter.requires_grad_(False)
+        if parameter.requires_grad:
+            groups.setdefault((part, parameter.ndim >= 2), []).append(parameter)
+    if not groups:
+        raise ConfigError("nothing is trained: every optimizer.lr_multipliers is 0 or belongs to another stage")
+    described = [
+        {
+            "params": parameters,
+            "weight_decay": config.weight_decay if decayed else 0.0,
+            "multiplier": getattr(config.lr_multipliers, part),
+        }
+        for (part, decayed), parameters in groups.items()
+    ]
+    first, second = config.betas
+    return torch.optim.AdamW(described, lr=config.lr, betas=(first, second), fused=True)
+
+
+class WeightAverage:
+    """An exponential moving average of the trained parameters, with a young average that follows faster."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.live = {name: each for name, each in network.named_parameters() if each.requires_grad}
+        self.averages = {name: each.detach().clone() for name, each in self.live.items()} if decay else {}
+
+    def update(self, step: int) -> None:
+        """Take in the weights after `step` steps."""
+        if self.decay:
+            weight = 1 - min(self.decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(
+                list(self.averages.values()), [each.detach() for each in self.live.values()], weight
+            )
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The network holds the average inside the block, the live weights again after it."""
+        if not self.decay:
+            yield
+            return
+        kept = {name: each.detach().clone() for name, each in self.live.items()}
+        copy_tensors(self.averages, self.live, "average")
+        try:
+            yield
+        finally:
+            copy_tensors(kept, self.live, "weights")
+
+
+def set_training(network: nn.Module) -> None:
+    """Training mode, except batch norms: their statistics stay those of the pretrained trunk."""
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+class Run:
+    """One stage on its way through its epochs."""
+
+    def __init__(self, config: TrainConfig, stage: Stage, accelerator: Accelerator, folder: RunFolder) -> None:
+        self.config, self.stage, self.accelerator, self.folder = config, stage, accelerator, folder
+        self.network = stage.network
+        self.raw_optimizer = make_optimizer(self.network, config.optimizer)
+        self.objective, self.optimizer = accelerator.prepare(stage.objective, self.raw_optimizer)
+        self.average = WeightAverage(self.network, config.optimizer.ema_decay)
+        self.trained = self.average.live
+        self.total_steps = stage.steps_per_epoch * config.optimizer.epochs
+        self.step = 0
+        self.elapsed_s = 0.0
+        self.best: dict[str, Any] = {}
+
+    @property
+    def is_main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    def resume(self) -> None:
+        """Take up the newest state, if there is one."""
+        loaded = load_newest_state(self.folder.states)
+        if loaded is not None:
+            tensors, facts = loaded
+            copy_tensors(tensors["model"], named_tensors(self.network), "weights")
+            restore_optimizer(self.raw_optimizer, tensors.get("optimizer", {}), self.trained)
+            if self.average.decay:
+                copy_tensors(tensors["ema"], self.average.averages, "average")
+            self.step, self.elapsed_s, self.best = facts["step"], facts["elapsed_s"], facts["best"]
+        self.accelerator.wait_for_everyone()
+        if self.is_main:
+            self.folder.cut_after(self.step)
+            recover_folder(self.folder.path / "best")
+            recover_folder(self.folder.path / "last")
+
+    def run(self) -> dict[str, Any]:
+        """Train to the last step; returns the facts of run.json."""
+        progress = Progress(self.total_steps, done_steps=self.step, enabled=self.is_main)
+        started_s, before_s = time.monotonic(), self.elapsed_s
+        while self.step < self.total_steps:
+            epoch, position = divmod(self.step, self.stage.steps_per_epoch)
+            values = self._train_step(epoch, position)
+            self.elapsed_s = before_s + time.monotonic() - started_s
+            ends_epoch = position + 1 == self.stage.steps_per_epoch
+            if self.step % self.config.loop.log_every == 0 or ends_epoch or self.step == 1:
+                self._log(epoch, values, progress)
+            if ends_epoch:
+                self._end_epoch(epoch, progress)
+            if ends_epoch or self.step % self.config.loop.save_every == 0:
+                self._save_state()
+        if self.is_main:
+            self.folder.write_facts(
+                finished=True, steps=self.step, elapsed_s=round(self.elapsed_s, 1), best=self.best,
+                processes=self.accelerator.num_processes, device=str(self.accelerator.device),
+            )  # fmt: skip
+            progress.say(f"{self.stage.name}: {self.step} steps in {duration(self.elapsed_s)}, best {self.best}")
+        return dict(self.folder.facts)
+
+    def _train_step(self, epoch: int, position: int) -> dict[str, Tensor]:
+        config = self.config.optimizer
+        set_training(self.network)
+        share = lr_share(self.step, self.total_steps, config)
+        for group in self.raw_optimizer.param_groups:
+            group["lr"] = config.lr * group["multiplier"] * share
+        key = (self.config.seed, "noise", self.step, self.accelerator.process_index)
+        torch.manual_seed(keyed_generator(*key).initial_seed())
+        totals: dict[str, Tensor] = {}
+        for part in range(config.accumulate):
+            batch = self.stage.batch(epoch, position, part)
+            last = part + 1 == config.accumulate
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
+                values = self.objective(**batch)
+                self.accelerator.backward(values["loss"] / config.accumulate)
+            for name, value in values.items():
+                totals[name] = totals.get(name, torch.zeros(())) + value.detach().float().cpu() / config.accumulate
+        if config.clip_norm:
+            norm = self.accelerator.clip_grad_norm_(list(self.trained.values()), config.clip_norm)
+            totals["grad_norm"] = torch.as_tensor(norm).float().cpu()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.average.update(self.step)
+        return totals
+
+    def _log(self, epoch: int, values: Mapping[str, Tensor], progress: Progress) -> None:
+        numbers = {}
+        for name, value in values.items():
+            reduced = self.accelerator.reduce(value.to(self.accelerator.device), reduction="mean")
+            numbers[name] = float(reduced)
+        if not math.isfinite(numbers["loss"]):
+            raise ConfigError(
+                f"the loss became {numbers['loss']} at step {self.step}: lower optimizer.lr in a new run folder"
+            )
+        if self.is_main:
+            lr = self.config.optimizer.lr * lr_share(self.step - 1, self.total_steps, self.config.optimizer)
+            entry = {"kind": "train", "step": self.step, "epoch": epoch, **numbers, "lr": lr}
+            self.folder.log({**entry, "elapsed_s": round(self.elapsed_s, 2)})
+            progress.show(self.step, epoch, {**numbers, "lr": lr})
+
+    def _end_epoch(self, epoch: int, progress: Progress) -> None:
+        done = epoch + 1
+        last = done == self.config.optimizer.epochs
+        if not last and done % self.config.loop.evaluate_every:
+            return
+        if self.is_main:
+            with self.average.in_place():
+                self.network.eval()
+                started_s = time.monotonic()
+                figures, samples = self.stage.evaluate(epoch)
+                seconds = time.monotonic() - started_s
+                self.folder.log(
+                    {"kind": "evaluation", "step": self.step, "epoch": epoch, **figures, "seconds": round(seconds, 2)}
+                )
+                for sample in samples:
+                    self.folder.log({"step": self.step, "epoch": epoch, **sample}, name="samples.jsonl")
+                text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
+                progress.say(f"epoch {done}/{self.config.optimizer.epochs} tuning images: {text or 'none'}")
+                self._save_checkpoint("last", {"epoch": epoch, "step": self.step, **figures})
+                if self._is_best(figures):
+                    self.best = {"epoch": epoch, "step": self.step, **figures}
+                    self._save_checkpoint("best", self.best)
+        self.accelerator.wait_for_everyone()
+
+    def _is_best(self, figures: Mapping[str, float]) -> bool:
+        name = self.stage.selection
+        if name not in figures or name not in self.best:
+            return True
+        gain = figures[name] - float(self.best[name])
+        return gain > 0 if self.stage.higher_is_better else gain < 0
+
+    def _save_checkpoint(self, name: str, facts: Mapping[str, Any]) -> None:
+        scratch = self.folder.path / f".{name}-{os.getpid()}"
+        shutil.rmtree(scratch, ignore_errors=True)
+        self.stage.save(scratch, {"stage": self.stage.name, **facts})
+        replace_folder(scratch, self.folder.path / name)
+
+    def _save_state(self) -> None:
+        if self.is_main:
+            names = {parameter: name for name, parameter in self.trained.items()}
+            tensors = {
+                "model": named_tensors(self.network),
+                "optimizer": flatten_optimizer(self.raw_optimizer, names),
+                "ema": self.average.averages,
+            }
+            facts = {
+                "epoch": self.step // self.stage.steps_per_epoch,
+                "position": self.step % self.stage.steps_per_epoch,
+                "elapsed_s": self.elapsed_s,
+                "best": self.best,
+            }
+            save_state(self.folder.states, step=self.step, tensors=tensors, facts=facts, keep=self.config.loop.keep_states)
+        self.accelerator.wait_for_everyone()
+
+
+def run_steps(config: TrainConfig, stage: Stage, accelerator: Accelerator, *, folder: RunFolder, resume: bool) -> dict[str, Any]:
+    """Train one stage to its end.
+
+    Args:
+        config: resolved.
+        stage: batches, objective, evaluation.
+        accelerator: from `make_accelerator`.
+        folder: of the run, already checked against `config`.
+        resume: take up the newest state.
+
+    Returns:
+        The facts of run.json.
+
+    Raises:
+        ConfigError: nothing to train, or the loss is no longer finite.
+        CheckpointError: a damaged state, or one of another model.
+    """
+    run = Run(config, stage, accelerator, folder)
+    if accelerator.is_main_process:
+        folder.open()
+    if resume:
+        run.resume()
+    return run.run()
