@@ -16,7 +16,6 @@ A zip is unpacked into a private temporary folder, as runtimes want files; `Bund
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -37,6 +36,7 @@ from tellapart.bundle_files import (
     unpack_zip,
     verify_files,
 )
+from tellapart.bundle_place import check_goal, swap_in, sync_tree, write_zip
 from tellapart.errors import BundleError, BundleIntegrityError, ClosedError, ManifestError
 from tellapart.manifest import FORMAT_VERSION, MANIFEST_NAME, GraphSpec, Manifest, parse_manifest
 from tellapart.manifest_fields import check_path
@@ -121,8 +121,8 @@ class Bundle:
             ) from error
         if len(content) != size:
             raise BundleIntegrityError(
-                f"{self.name}: {name} changed while the bundle was open: {len(content)} bytes, expected {size}; "
-                "open the bundle again",
+                f"{self.name}: {name} changed while the bundle was open: "
+                f"{len(content)} bytes, expected {size}; open the bundle again",
                 bundle=self.name,
             )
         return content
@@ -173,7 +173,8 @@ def open_bundle(path: str | os.PathLike[str] | None = None) -> Bundle:
     except OSError as error:  # no permission, a disk that fails or is full
         raise BundleError(f"the bundle {name!r} cannot be read: {error}", bundle=name) from error
     raise BundleError(
-        f"there is no bundle at {name!r}; expected a folder with {MANIFEST_NAME} or an uncompressed zip of one",
+        f"there is no bundle at {name!r}; "
+        f"expected a folder with {MANIFEST_NAME} or an uncompressed zip of one",
         bundle=name,
     )
 
@@ -216,7 +217,7 @@ def staged_bundle(out: str | os.PathLike[str], *, overwrite: bool = False) -> It
         BundleIntegrityError: `write_bundle` was not called, or files came after it.
     """
     goal = Path(os.path.abspath(_name_of(out)))
-    _check_goal(goal, overwrite=overwrite)
+    check_goal(goal, overwrite=overwrite)
     try:
         # The scratch folder proper is one level down, so that it has the rights of an ordinary folder.
         hidden = Path(tempfile.mkdtemp(prefix=f".{goal.name}.", suffix=".scratch", dir=goal.parent))
@@ -297,86 +298,17 @@ def publish_bundle(scratch: Path, out: str | os.PathLike[str], *, overwrite: boo
         BundleIntegrityError: the folder is not what its manifest says, or has none.
     """
     goal = Path(os.path.abspath(_name_of(out)))
-    _check_goal(goal, overwrite=overwrite)
+    check_goal(goal, overwrite=overwrite)
     with open_bundle(scratch) as bundle:
         paths = [*sorted(bundle.manifest.files), MANIFEST_NAME]
     try:
         ready = scratch
         if goal.suffix == ".zip":
             ready = scratch.with_name(scratch.name + ".zip")
-            _write_zip(ready, scratch, paths)
+            write_zip(ready, scratch, paths)
         else:
-            _sync_tree(scratch)
-        _swap_in(ready, goal, parked=scratch.with_name(scratch.name + ".replaced"))
+            sync_tree(scratch)
+        swap_in(ready, goal, parked=scratch.with_name(scratch.name + ".replaced"))
     except OSError as error:
         raise BundleError(f"cannot write {goal}: {error}", bundle=str(goal)) from error
     remove_tree(scratch)
-
-
-def _check_goal(goal: Path, *, overwrite: bool) -> None:
-    """Refuse a place where the bundle may not go, before any work is done for it."""
-    if not goal.parent.is_dir():
-        raise BundleError(f"cannot write {goal}: the folder {goal.parent} does not exist; make it first")
-    if not os.path.lexists(goal):
-        return
-    if not overwrite:
-        raise BundleError(f"{goal} exists; choose another name or ask to overwrite it", bundle=str(goal))
-    folder = goal.is_dir() and not goal.is_symlink()
-    bundle = (folder and ((goal / MANIFEST_NAME).is_file() or not any(goal.iterdir()))) or (
-        goal.is_file() and goal.suffix == ".zip"
-    )
-    if not bundle:
-        raise BundleError(
-            f"{goal} is not a bundle, so it is not overwritten; choose another name", bundle=str(goal)
-        )
-
-
-def _swap_in(ready: Path, goal: Path, *, parked: Path) -> None:
-    """Rename `ready` to `goal`; what was there comes back if that fails."""
-    if not os.path.lexists(goal):
-        os.rename(ready, goal)
-    elif ready.is_file() and goal.is_file():
-        os.replace(ready, goal)  # files are replaced in one step
-    else:
-        os.rename(goal, parked)
-        try:
-            os.rename(ready, goal)
-        except BaseException:
-            os.rename(parked, goal)
-            raise
-        remove_tree(parked)
-    _sync(goal.parent)
-
-
-def _write_zip(archive: Path, folder: Path, paths: list[str]) -> None:
-    """An uncompressed zip, the manifest last; equal folders give equal bytes, as times are left out."""
-    import zipfile
-
-    with archive.open("xb") as stream:
-        with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as opened:
-            for path in paths:
-                info = zipfile.ZipInfo(path, date_time=(1980, 1, 1, 0, 0, 0))
-                info.create_system, info.external_attr = 3, 0o100644 << 16
-                with (folder / path).open("rb") as source, opened.open(info, "w") as sink:
-                    shutil.copyfileobj(source, sink)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_tree(folder: Path) -> None:
-    for place, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            _sync(Path(place, name))
-        _sync(Path(place))
-
-
-def _sync(path: Path) -> None:
-    """Push a file or folder to the disk, where the system has a way to."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folder
-    with contextlib.suppress(OSError):  # some network disks know no fsync; the rename is still one step
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

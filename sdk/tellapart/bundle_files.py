@@ -202,7 +202,8 @@ def _check_members(archive: ZipFile, size_bytes: int, *, bundle: str) -> tuple[d
             raise integrity_error(bundle, f"the zip member {name!a} is encrypted")
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise BundleIntegrityError(
-                f"{bundle}: the zip member {name!a} is compressed; a bundle is stored: zip -0 -r bundle.zip .",
+                f"{bundle}: the zip member {name!a} is compressed; "
+                "a bundle is only stored: zip -0 -r bundle.zip .",
                 bundle=bundle,
             )
         if folder:

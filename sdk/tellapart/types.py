@@ -117,7 +117,8 @@ class DecodeOptions:
         longest, fewest = self.max_new_tokens, self.min_new_tokens
         if longest is not None and fewest is not None and fewest > longest:
             raise UsageError(
-                f"min_new_tokens ({fewest}) is above max_new_tokens ({longest}); lower the one or raise the other"
+                f"min_new_tokens ({fewest}) is above max_new_tokens ({longest}); "
+                "lower the one or raise the other"
             )
         if self.temperature > 0 and self.beams not in (None, 1):
             raise UsageError(
@@ -131,7 +132,8 @@ class DecodeOptions:
                 raise UsageError(f"seed={self.seed} only matters when sampling; set temperature above 0")
             if self.beams is not None and self.n_best > self.beams:
                 raise UsageError(
-                    f"n_best={self.n_best} captions cannot come out of beams={self.beams}; raise beams to n_best"
+                    f"n_best={self.n_best} captions cannot come out of beams={self.beams}; "
+                    "raise beams to n_best"
                 )
 
 
