@@ -1,0 +1,1 @@
+"""The torch networks, their configuration and checkpoints; importable without a trainer."""

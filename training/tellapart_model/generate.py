@@ -1,0 +1,113 @@
+"""Captions from the network itself: greedy and beam search, for training-time samples and parity checks.
+
+The device has its own loop (`tellapart.decode`); the exporter proves that both give the same tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tellapart_model.compact import CompactPair
+from tellapart_model.config import END_ID, PAD_ID, START_ID, UNKNOWN_ID
+
+
+def forbid_specials(logits: Tensor) -> Tensor:
+    """Logits (b, v) with padding, unknown and start pieces ruled out: they are never part of a caption."""
+    barred = torch.zeros_like(logits)
+    barred[:, [PAD_ID, UNKNOWN_ID, START_ID]] = float("-inf")
+    return logits + barred
+
+
+@torch.no_grad()
+def greedy(model: CompactPair, cross_kv: Tensor, *, max_new_tokens: int) -> Tensor:
+    """Most likely token at each step.
+
+    Args:
+        model: The network, in eval mode.
+        cross_kv: (2l, b, h, n, d) float.
+        max_new_tokens: longest caption, the end piece included.
+
+    Returns:
+        (b, t) int64 without the start piece, t <= max_new_tokens; after the end piece rows hold `PAD_ID`.
+    """
+    batch = cross_kv.shape[1]
+    past = model.decoder.empty_past(batch)
+    ids = torch.full((batch, 1), START_ID)
+    ended = torch.zeros(batch, dtype=torch.bool)
+    out: list[Tensor] = []
+    for _ in range(max_new_tokens):
+        logits, past = model.decoder.step(ids, past, cross_kv)
+        token = forbid_specials(logits).argmax(-1)
+        token = torch.where(ended, torch.full_like(token, PAD_ID), token)
+        ended = ended | (token == END_ID)
+        out.append(token)
+        ids = token[:, None]
+        if bool(ended.all()):
+            break
+    return torch.stack(out, 1)
+
+
+@torch.no_grad()
+def beam_search(
+    model: CompactPair, cross_kv: Tensor, *, beams: int, max_new_tokens: int, length_penalty: float = 1.0
+) -> list[list[int]]:
+    """Beam search, all images at once; a hypothesis scores its summed log-probability / length ** penalty.
+
+    Args:
+        model: The network, in eval mode.
+        cross_kv: (2l, b, h, n, d) float.
+        beams: hypotheses kept per image, at least 1.
+        max_new_tokens: longest caption, the end piece included.
+        length_penalty: exponent of the length, the end piece counted.
+
+    Returns:
+        One list of ids per image, start and end pieces left out.
+    """
+    images = cross_kv.shape[1]
+    cross = cross_kv.repeat_interleave(beams, 1)
+    past = model.decoder.empty_past(images * beams)
+    ids = torch.full((images * beams, 1), START_ID)
+    scores = torch.full((images, beams), float("-inf"))
+    scores[:, 0] = 0.0
+    tokens = torch.zeros(images, beams, 0, dtype=torch.long)
+    best: list[tuple[float, list[int]]] = [(float("-inf"), []) for _ in range(images)]
+    for length in range(1, max_new_tokens + 1):
+        logits, past = model.decoder.step(ids, past, cross)
+        logp = forbid_specials(logits).log_softmax(-1).reshape(images, beams, -1)
+        vocabulary = logp.shape[-1]
+        top, flat = (scores[..., None] + logp).flatten(1).topk(2 * beams, 1)  # (b, 2 beams)
+        origin, token = flat // vocabulary, flat % vocabulary
+        next_scores = torch.full((images, beams), float("-inf"))
+        next_origin = torch.zeros(images, beams, dtype=torch.long)
+        next_token = torch.full((images, beams), END_ID)
+        for image in range(images):
+            slot = 0
+            for rank in range(2 * beams):
+                if not top[image, rank] > float("-inf"):
+                    continue
+                parent = int(origin[image, rank])
+                if int(token[image, rank]) == END_ID:
+                    score = float(top[image, rank]) / length**length_penalty
+                    if rank < beams and score > best[image][0]:
+                        best[image] = (score, tokens[image, parent].tolist())
+                elif slot < beams:
+                    next_scores[image, slot] = top[image, rank]
+                    next_origin[image, slot] = parent
+                    next_token[image, slot] = token[image, rank]
+                    slot += 1
+        tokens = torch.cat(
+            [tokens.gather(1, next_origin[..., None].expand(-1, -1, length - 1)), next_token[..., None]], 2
+        )
+        scores = next_scores
+        rows = (torch.arange(images)[:, None] * beams + next_origin).flatten()
+        past = past[:, rows]
+        ids = next_token.reshape(-1, 1)
+        if length_penalty <= 1 and all(
+            best[i][0] >= float(scores[i].max()) / max_new_tokens**length_penalty for i in range(images)
+        ):
+            break
+    for image in range(images):
+        if not best[image][1]:
+            best[image] = (0.0, tokens[image, int(scores[image].argmax())].tolist())
+    return [sequence for _, sequence in best]
