@@ -1,0 +1,148 @@
+"""Features of a trunk that does not learn: computed once for a few augmented views of each image, read back from disk.
+
+The trunk is a function from pixels to features. It may be the checkpoint's own or a graph that stands for it, such as
+the INT8 trunk that will ship, so that the heads learn to read exactly what they will be given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tellapart.errors import ConfigError, DataError
+
+from tellapart_training.augment import Truths, augment, keyed_generator
+from tellapart_training.config import AugmentConfig
+
+FeatureArray = npt.NDArray[np.float16]
+PixelArray = npt.NDArray[np.uint8]
+Encoder = Callable[[PixelArray], npt.NDArray[np.float32]]
+"""(b, s, s, 3) uint8 -> (b, N, C) float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trunk:
+    """A trunk that does not learn.
+
+    Attributes:
+        encode: pixels to features.
+        identity: changes when its features would.
+    """
+
+    encode: Encoder
+    identity: str
+
+
+def onnx_trunk(path: Path) -> Trunk:
+    """A trunk from an ONNX graph with input `pixels` and output `features`.
+
+    Raises:
+        ConfigError: absent, not such a graph, or onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+
+        data = path.read_bytes()
+        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    except ImportError as error:
+        raise ConfigError('features_from needs onnxruntime: pip install "tellapart[cpu]"') from error
+    except OSError as error:
+        raise ConfigError(f"features_from {path}: {error.strerror}; give an .onnx file") from error
+    except Exception as error:  # onnxruntime raises classes of its own for files it cannot read
+        raise ConfigError(f"features_from {path} is not a graph that onnxruntime can run: {error}") from error
+    outputs = [each.name for each in session.get_outputs()]
+    if [each.name for each in session.get_inputs()] != ["pixels"] or "features" not in outputs:
+        raise ConfigError(f"features_from {path} must map 'pixels' to 'features', it has outputs {outputs}")
+
+    def encode(pixels: PixelArray) -> npt.NDArray[np.float32]:
+        return np.asarray(session.run(["features"], {"pixels": pixels})[0], dtype=np.float32)
+
+    return Trunk(encode, hashlib.sha256(data).hexdigest())
+
+
+def feature_cache(
+    trunk: Trunk,
+    pixels: PixelArray,
+    truths: Sequence[Truths],
+    *,
+    pixels_identity: str,
+    views: int,
+    config: AugmentConfig,
+    seed: int,
+    folder: Path,
+    say: Callable[[str], None],
+    batch_size: int = 32,
+) -> FeatureArray:
+    """Features of every image, made on the first call and read back on later ones.
+
+    Args:
+        trunk: pixels to features.
+        pixels: (n, s, s, 3) uint8.
+        truths: one for each image.
+        pixels_identity: changes when the pixels do.
+        views: per image; view 0 is the image as it is, the others are augmented.
+        config: of the augmentation.
+        seed: of the augmentation.
+        folder: of cache files.
+        say: receives progress lines.
+        batch_size: images encoded at once.
+
+    Returns:
+        (n, views, N, C) float16 memory map, read-only.
+    """
+    rule = [trunk.identity, pixels_identity, views, seed, dataclasses.asdict(config) if views > 1 else {}]
+    rule.append([list(truth) for truth in truths] if views > 1 else len(truths))
+    key = hashlib.sha256(json.dumps(rule).encode()).hexdigest()[:20]
+    path = folder / f"features-{key}.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = folder / f"features-{key}.{os.getpid()}.tmp"
+        try:
+            _encode_all(trunk, pixels, truths, views, config, seed, scratch, say, batch_size)
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
+    stored: FeatureArray = np.load(path, mmap_mode="r", allow_pickle=False)
+    if stored.shape[:2] != (len(pixels), views):
+        raise DataError(f"cache {path} holds {stored.shape}: delete it and start again")
+    return stored
+
+
+def _encode_all(
+    trunk: Trunk,
+    pixels: PixelArray,
+    truths: Sequence[Truths],
+    views: int,
+    config: AugmentConfig,
+    seed: int,
+    scratch: Path,
+    say: Callable[[str], None],
+    batch_size: int,
+) -> None:
+    stored: Any = None
+    for start in range(0, len(pixels), batch_size):
+        rows = range(start, min(start + batch_size, len(pixels)))
+        batch = torch.from_numpy(np.array(pixels[start : rows.stop]))
+        for view in range(views):
+            seen = batch
+            if view:
+                keys = [keyed_generator(seed, "view", view, row) for row in rows]
+                seen = augment(batch, config, [truths[row] for row in rows], keys)
+            features = trunk.encode(seen.numpy())
+            if stored is None:
+                shape = (len(pixels), views, *features.shape[1:])
+                stored = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+                    scratch, mode="w+", dtype=np.float16, shape=shape
+                )
+            stored[start : rows.stop, view] = features
+        if start // 1024 != rows.stop // 1024:
+            say(f"features of {rows.stop} of {len(pixels)} images x {views} views")
+    stored.flush()
