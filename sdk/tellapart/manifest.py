@@ -60,7 +60,7 @@ class Preprocessing:
     """Divided by per channel, on the scale 0 to 255."""
 
     in_graph: bool = True
-    """True: the graph takes uint8 (b, s, s, 3) and scales itself; False: float32 (b, 3, s, s), scaled by us."""
+    """True: the graph takes uint8 (b, s, s, 3) and scales; False: float32 (b, 3, s, s), scaled before it."""
 
     def __post_init__(self) -> None:
         """Check the ranges, as trainers build this from code too."""
