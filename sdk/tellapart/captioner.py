@@ -1,0 +1,374 @@
+"""Captioner: images in, sentences out.
+
+    with Captioner.open() as captioner:
+        print(captioner.caption("photo.jpg").text)
+
+An image is a path, the bytes of a file, a PIL image, a (h, w, 3) uint8 RGB array, or a `View` that `look`
+made: one vision pass then serves captions, embeddings and bags.
+
+One captioner is safe from many threads, and gives the same captions there. After a fork it opens its graphs
+anew in the child. It pickles as the path of its bundle and its options.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from types import TracebackType
+from typing import Any, Literal, overload
+
+import numpy as np
+
+from tellapart.bag import BagMode, bag_options, judge_bag
+from tellapart.bundle import Bundle
+from tellapart.decode import Hypothesis, beam_search, greedy, sample, stream
+from tellapart.engine import Engine
+from tellapart.errors import ClosedError, ImageError, UsageError
+from tellapart.kv_cache import KVCache
+from tellapart.plan import DecodePlan, greedy_plan, make_plan
+from tellapart.retriever import Retriever, require_kind
+from tellapart.types import BagResult, Caption, DecodeOptions, ImageInput, RuntimeOptions, View
+
+
+class Captioner:
+    """Captions images with one bundle; a context manager, see the top of the module."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Use `Captioner.open`."""
+        require_kind(engine.bundle, "captioner")
+        self._engine = engine
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls, bundle: str | os.PathLike[str] | None = None, *, runtime: RuntimeOptions | None = None
+    ) -> Captioner:
+        """Open a bundle: every file is verified, graphs are loaded when they are first needed.
+
+        Args:
+            bundle: a folder or an uncompressed zip; None is the bundle inside the package.
+            runtime: backend, providers, threads, largest image.
+
+        Raises:
+            BundleError: and its family: absent, damaged, newer, or not a captioner.
+            BackendError: a backend or provider that was asked for is not there.
+            MissingExtraError: no runtime is installed.
+        """
+        engine = Engine(bundle, runtime or RuntimeOptions())
+        try:
+            return cls(engine)
+        except BaseException:
+            engine.close()
+            raise
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle at work."""
+        return self._engine.bundle
+
+    @property
+    def retriever(self) -> Retriever:
+        """A retriever on the same bundle and the same graphs; it ends with this captioner.
+
+        Raises:
+            BundleError: the bundle is no retriever.
+            ClosedError: after `close`.
+        """
+        self._check_open()
+        return Retriever(self._engine, owns_engine=False)
+
+    def __enter__(self) -> Captioner:
+        """The captioner itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Path and options; the graphs are opened again where this arrives."""
+        return _reopen, (self._engine.path, self._engine.runtime)
+
+    def close(self) -> None:
+        """Release all graphs; further calls do nothing."""
+        self._closed = True
+        self._engine.close()
+
+    def look(self, image: ImageInput | View) -> View:
+        """One vision pass, to be used wherever an image is; a View comes back as it is.
+
+        Nothing is kept here: the View is the caller's, a few hundred kB.
+
+        Raises:
+            ImageError: the image cannot be used.
+            ShapeError: an array that is not (h, w, 3) uint8.
+            UsageError: a View from another bundle.
+            BackendError: the runtime failed.
+            ClosedError: after `close`.
+        """
+        self._check_open()
+        return self._engine.look(image)
+
+    def caption(self, image: ImageInput | View, *, options: DecodeOptions | None = None) -> Caption:
+        """Caption one image.
+
+        Args:
+            image: see the top of the module.
+            options: how to search; what they leave at None is as the bundle says.
+
+        Returns:
+            The caption. Its `elapsed_ms` has "load" (opening the bundle and graphs, 0 once they are open),
+            "preprocess" and "vision" (0 for a View), and "decode".
+
+        Raises:
+            ImageError: the image cannot be used.
+            ShapeError: an array that is not (h, w, 3) uint8.
+            UsageError: a View from another bundle.
+            BackendError: the runtime failed.
+            ClosedError: after `close`.
+        """
+        plan = make_plan(options, self.bundle.manifest.decoding, self._engine.tokenizer)
+        [caption] = self._caption_views([self._look_once(image)], plan)
+        return caption
+
+    @overload
+    def caption_many(
+        self,
+        images: Iterable[ImageInput | View],
+        *,
+        batch_size: int = ...,
+        options: DecodeOptions | None = ...,
+        on_error: Literal["raise"] = ...,
+    ) -> Iterator[Caption]: ...
+
+    @overload
+    def caption_many(
+        self,
+        images: Iterable[ImageInput | View],
+        *,
+        batch_size: int = ...,
+        options: DecodeOptions | None = ...,
+        on_error: Literal["yield"],
+    ) -> Iterator[Caption | ImageError]: ...
+
+    def caption_many(
+        self,
+        images: Iterable[ImageInput | View],
+        *,
+        batch_size: int = 8,
+        options: DecodeOptions | None = None,
+        on_error: Literal["raise", "yield"] = "raise",
+    ) -> Iterator[Caption | ImageError]:
+        """Caption images as they are asked for, in their order; each as `caption` would, token for token.
+
+        Images of a batch are decoded side by side where the graph computes the same for a row in a batch and
+        alone, and one after the other where it does not (dynamic INT8 quantization).
+
+        Args:
+            images: any iterable; at most `batch_size` are taken ahead of what was yielded.
+            batch_size: images decoded side by side, from 1.
+            options: how to search, for all.
+            on_error: "raise" an ImageError when its turn comes, after the captions before it; "yield" it in
+                the place of the caption and go on.
+
+        Returns:
+            An iterator of captions, with "yield" also of ImageErrors. `elapsed_ms` of a caption out of a batch
+            is its share of the batch's decoding.
+
+        Raises:
+            UsageError: one image instead of several, `batch_size` below 1, an unknown `on_error`, or a View
+                from another bundle.
+            ImageError: with "raise", in its turn.
+            BackendError: the runtime failed.
+            ClosedError: after `close`.
+        """
+        self._check_open()
+        if isinstance(images, (str, bytes, os.PathLike, View)):
+            raise UsageError(
+                f"images must be an iterable, got one {type(images).__name__}; use caption for one"
+            )
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {batch_size}")
+        if on_error not in ("raise", "yield"):
+            raise UsageError(f"on_error must be 'raise' or 'yield', got {on_error!r}")
+        plan = make_plan(options, self.bundle.manifest.decoding, self._engine.tokenizer)
+        return self._caption_batches(iter(images), batch_size, plan, on_error)
+
+    def stream(
+        self, image: ImageInput | View, *, options: DecodeOptions | None = None
+    ) -> Generator[str, None, None]:
+        """Caption one image greedily, piece by piece as words become certain.
+
+        A word is handed out when the next one begins, as "t" may still become "t-shirt". All pieces together are
+        the text of `caption` with `beams=1`. Closing the generator, or just dropping it, cancels the rest.
+
+        Args:
+            image: see the top of the module.
+            options: how to search; `beams` must be None or 1, `n_best` 1 and `temperature` 0.
+
+        Yields:
+            Text, at least one character.
+
+        Raises:
+            UsageError: options that do not stream.
+            ImageError: the image cannot be used.
+            BackendError: the runtime failed.
+            ClosedError: after `close`.
+        """
+        self._check_open()
+        plan = greedy_plan(options, self.bundle.manifest.decoding, self._engine.tokenizer)
+        return self._stream(image, plan)
+
+    def bag(
+        self,
+        images: Iterable[ImageInput | View],
+        *,
+        mode: BagMode = "plain",
+        options: DecodeOptions | None = None,
+    ) -> BagResult:
+        """Caption look-alike images so that the captions tell them apart, and measure whether they do.
+
+        Args:
+            images: two or more.
+            mode: "plain", each image alone; "rerank", the retriever chooses among several captions of each
+                image by the largest margin. The rule is at the top of `tellapart.bag`.
+            options: how to search; in "rerank" `n_best` is the number of candidates, 5 where it is 1.
+
+        Raises:
+            UsageError: fewer than two images, an unknown mode, or options that leave nothing to choose.
+            BundleError: the bundle is no retriever.
+            ImageError: an image cannot be used; a bag is whole or not at all.
+            BackendError: the runtime failed.
+            ClosedError: after `close`.
+        """
+        retriever = self.retriever
+        options = bag_options(options, mode)
+        if isinstance(images, (str, bytes, os.PathLike, View)):
+            raise UsageError(f"a bag is an iterable of images, got one {type(images).__name__}")
+        views = [self.look(image) for image in images]
+        captions = list(self.caption_many(views, options=options))
+        groups = [
+            (caption, *caption.alternatives) if mode == "rerank" else (caption,) for caption in captions
+        ]
+        result = judge_bag(groups, retriever.embed_images(views), retriever.embed_texts)
+        if mode == "plain":
+            return replace(result, captions=tuple(captions))
+        return result
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(
+                "this captioner was closed; open another one, or use it inside its `with` block"
+            )
+        self._engine.check_open()
+
+    def _look_once(self, image: ImageInput | View) -> View:
+        """As `look`, and a View that the caller brought counts no time: it was spent before."""
+        view = self.look(image)
+        return replace(view, elapsed_ms={}) if view is image else view
+
+    def _caption_batches(
+        self, images: Iterator[ImageInput | View], size: int, plan: DecodePlan, on_error: str
+    ) -> Iterator[Caption | ImageError]:
+        while True:
+            seen: list[View | ImageError] = []
+            failure: ImageError | None = None
+            for image in islice(images, size):
+                try:
+                    seen.append(self._look_once(image))
+                except ImageError as error:
+                    if on_error == "raise":
+                        failure = error
+                        break
+                    seen.append(error)
+            captions = iter(self._caption_views([view for view in seen if isinstance(view, View)], plan))
+            for item in seen:
+                yield next(captions) if isinstance(item, View) else item
+            if failure is not None:
+                raise failure
+            if not seen:
+                return
+
+    def _caption_views(self, views: Sequence[View], plan: DecodePlan) -> Iterator[Caption]:
+        """Captions of views; lazily where they are decoded one by one."""
+        if not views:
+            return
+        decoder = self._engine.decoder()
+        groups: list[Sequence[View]] = [[view] for view in views]
+        if len(views) > 1:
+            cross_kv = np.concatenate([view.cross_kv for view in views], axis=1)
+            if decoder.keeps_rows_apart(cross_kv):
+                groups = [views]
+        for group in groups:
+            self._check_open()
+            load_ms = self._engine.take_load_ms()
+            started = time.perf_counter()
+            found = self._search(group, plan)
+            decode_ms = (time.perf_counter() - started) * 1000.0 / len(group)
+            for view, hypotheses in zip(group, found, strict=True):
+                elapsed = {"load": load_ms / len(group), "preprocess": 0.0, "vision": 0.0}
+                elapsed.update(view.elapsed_ms, decode=decode_ms)
+                first, *others = [self._to_caption(hypothesis, elapsed) for hypothesis in hypotheses]
+                yield replace(first, alternatives=tuple(others))
+
+    def _search(self, views: Sequence[View], plan: DecodePlan) -> list[list[Hypothesis]]:
+        """Per view the hypotheses, best first."""
+        decoder = self._engine.decoder()
+        cache = KVCache.empty(np.concatenate([view.cross_kv for view in views], axis=1))
+        rules = plan.rules_from_now()
+        if plan.temperature > 0:
+            rows = np.repeat(np.arange(len(views)), plan.n_best)
+            cache.select(rows)
+            drawn = sample(
+                decoder.step,
+                cache,
+                rules=rules,
+                temperature=plan.temperature,
+                top_p=plan.top_p,
+                generators=[plan.generator(number) for _ in views for number in range(plan.n_best)],
+            )
+            groups = [drawn[first : first + plan.n_best] for first in range(0, len(drawn), plan.n_best)]
+            return [sorted(group, key=lambda found: -found.score) for group in groups]
+        if plan.beams == 1:
+            return [[found] for found in greedy(decoder.step, cache, rules=rules)]
+        return beam_search(decoder.step, cache, rules=rules, beams=plan.beams, n_best=plan.n_best)
+
+    def _to_caption(self, found: Hypothesis, elapsed_ms: dict[str, float]) -> Caption:
+        return Caption(
+            text=sentence_case(self._engine.tokenizer.decode(found.ids)),
+            token_ids=found.ids,
+            mean_logprob=sum(found.logprobs) / len(found.logprobs),
+            truncated=not found.finished,
+            elapsed_ms=elapsed_ms,
+        )
+
+    def _stream(self, image: ImageInput | View, plan: DecodePlan) -> Generator[str, None, None]:
+        view = self.look(image)
+        decoder, tokenizer = self._engine.decoder(), self._engine.tokenizer
+        said = ""
+        ids: list[int] = []
+        for token in stream(decoder.step, KVCache.empty(view.cross_kv), rules=plan.rules_from_now()):
+            self._check_open()
+            ids.append(token)
+            # All but the last word: later pieces still join to it ("##s", "'", "-").
+            certain = sentence_case(tokenizer.decode(ids)).rpartition(" ")[0]
+            if len(certain) > len(said):
+                yield certain[len(said) :]
+                said = certain
+        text = sentence_case(tokenizer.decode(ids))
+        if len(text) > len(said):
+            yield text[len(said) :]
+
+
+def sentence_case(text: str) -> str:
+    """The first letter large, the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
+def _reopen(path: str | None, runtime: RuntimeOptions) -> Captioner:
+    return Captioner.open(path, runtime=runtime)

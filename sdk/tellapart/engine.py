@@ -1,0 +1,170 @@
+"""One bundle at work: its graphs, opened when first needed, shared by a captioner and its retriever.
+
+Threads: one engine is safe from many; a graph is opened by the first that asks while the others wait.
+Fork: a runtime's threads do not live on in a child process, so the child opens the graphs anew at its first
+use and leaves those of its parent untouched. Pickling: captioner and retriever travel as the path of their
+bundle and their options, and are opened again where they arrive.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+from tellapart.backends import Session, choose_backend, open_session
+from tellapart.bundle import Bundle, open_bundle
+from tellapart.errors import ClosedError, UsageError
+from tellapart.graphs import DecoderGraph, TextGraph, VisionGraph
+from tellapart.image import load_image
+from tellapart.preprocess import to_input
+from tellapart.tokenizer import Tokenizer
+from tellapart.types import ImageInput, RuntimeOptions, View
+
+GraphT = TypeVar("GraphT", VisionGraph, DecoderGraph, TextGraph)
+
+
+class _Opened:
+    """What one process has opened."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.graphs: dict[str, VisionGraph | DecoderGraph | TextGraph] = {}
+        self.load_ms = 0.0
+
+
+class Engine:
+    """An open bundle and its graphs.
+
+    Attributes:
+        bundle: the verified bundle.
+        path: what the bundle was opened by, absolute; None is the embedded one.
+        runtime: backend, providers and threads.
+        tokenizer: of the bundle's vocabulary.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, runtime: RuntimeOptions) -> None:
+        """Verify the bundle and choose the backend; no graph is opened yet.
+
+        Raises:
+            BundleError: and its family, see `open_bundle`.
+            BackendError: see `backends.choose_backend`.
+            MissingExtraError: likewise.
+            VocabularyError: the vocabulary cannot be used.
+        """
+        started = time.perf_counter()
+        # A process that unpickles this may stand in another folder.
+        self.path = None if path is None else os.path.abspath(os.fspath(path))
+        self.runtime = runtime
+        self.bundle: Bundle = open_bundle(path)
+        try:
+            choose_backend(self.bundle, runtime)
+            self.tokenizer = Tokenizer.from_bundle(self.bundle)
+        except BaseException:
+            self.bundle.close()
+            raise
+        self._closed = False
+        # By process, see the top; what a parent opened stays referenced, as ending it here would wait for
+        # threads that this process does not have.
+        self._opened = {os.getpid(): _Opened()}
+        self._opened[os.getpid()].load_ms = _since_ms(started)
+
+    def vision(self) -> VisionGraph:
+        """The vision graph."""
+        return self._graph("vision", VisionGraph)
+
+    def decoder(self) -> DecoderGraph:
+        """The decoder graph."""
+        return self._graph("decoder", DecoderGraph)
+
+    def text(self) -> TextGraph:
+        """The text graph."""
+        return self._graph("text", TextGraph)
+
+    def check_open(self) -> None:
+        """Refuse use after close.
+
+        Raises:
+            ClosedError: `close` was called.
+        """
+        if self._closed:
+            raise ClosedError(
+                f"the bundle {self.bundle.name} was closed; open another captioner or retriever, or use it inside "
+                "its `with` block"
+            )
+
+    def take_load_ms(self) -> float:
+        """Milliseconds spent on opening since this was last asked: of the bundle first, later of graphs."""
+        opened = self._here()
+        with opened.lock:
+            spent, opened.load_ms = opened.load_ms, 0.0
+        return spent
+
+    def close(self) -> None:
+        """Let all graphs and the bundle go; further calls do nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        opened = self._here()
+        with opened.lock:
+            for graph in opened.graphs.values():
+                graph.session.close()
+            opened.graphs.clear()
+        # A zip's unpacked copy belongs to the process that unpacked it; see `Bundle`.
+        self.bundle.close()
+
+    def look(self, image: ImageInput | View) -> View:
+        """One vision pass; a View of this bundle comes back as it is.
+
+        Raises:
+            ImageError: the image cannot be used.
+            UsageError: a View from another bundle.
+            ClosedError: after `close`.
+        """
+        self.check_open()
+        if isinstance(image, View):
+            if image.bundle_sha256 != self.bundle.sha256:
+                raise UsageError(
+                    f"this View was made by bundle {image.bundle_sha256[:12] or '(none)'}, and this is "
+                    f"{self.bundle.sha256[:12]}; look at the image again with this one"
+                )
+            return image
+        started = time.perf_counter()
+        rgb = load_image(image, max_megapixels=self.runtime.max_image_megapixels)
+        pixels = to_input(rgb, self.bundle.manifest.preprocessing)
+        preprocess_ms = _since_ms(started)
+        vision = self.vision()
+        started = time.perf_counter()
+        cross_kv, embedding = vision.look(pixels)
+        for array in (cross_kv, embedding):
+            array.flags.writeable = False  # a View is kept and handed round
+        return View(
+            cross_kv=cross_kv,
+            embedding=embedding,
+            elapsed_ms={"preprocess": preprocess_ms, "vision": _since_ms(started)},
+            bundle_sha256=self.bundle.sha256,
+        )
+
+    def _here(self) -> _Opened:
+        # setdefault is one step even when two threads of a new child come here together.
+        return self._opened.setdefault(os.getpid(), _Opened())
+
+    def _graph(self, role: str, wrap: Callable[[Session], GraphT]) -> GraphT:
+        opened = self._here()
+        graph = opened.graphs.get(role)
+        if graph is None or self._closed:
+            with opened.lock:
+                self.check_open()
+                graph = opened.graphs.get(role)
+                if graph is None:
+                    started = time.perf_counter()
+                    graph = wrap(open_session(self.bundle, role, self.runtime))
+                    opened.graphs[role] = graph
+                    opened.load_ms += _since_ms(started)
+        return cast(GraphT, graph)
+
+
+def _since_ms(started: float) -> float:
+    return (time.perf_counter() - started) * 1000.0
