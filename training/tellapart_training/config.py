@@ -247,13 +247,6 @@ class MleConfig(ImageStageConfig):
 class RetrieverConfig(ImageStageConfig):
     """The two towers: images and captions of unit length, pulled together."""
 
-    max_scale: float = 100.0
-    """The learnt temperature's inverse never grows past this."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _need(self.max_scale >= 1, "max_scale", self.max_scale, "at least 1")
-
 
 STAGES: dict[str, type[TrainConfig]] = {"warmup": WarmupConfig, "mle": MleConfig, "retriever": RetrieverConfig}
 

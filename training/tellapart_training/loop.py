@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from tellapart.errors import ConfigError
 from torch import Tensor, nn
@@ -68,7 +68,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         torch.set_num_threads(config.threads)
     # Accelerate keeps its state for the whole process; a second run in it may ask for another precision.
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=config.device == "cpu")
+    # A stage leaves parts of the pair alone; without this, data-parallel training waits for their gradients.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        cpu=config.device == "cpu",
+        kwargs_handlers=[unused],
+    )
 
 
 def part_of(name: str) -> str:

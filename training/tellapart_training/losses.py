@@ -86,7 +86,9 @@ def contrastive_loss(
     Returns:
         (loss, accuracy): scalars; accuracy is the share of texts whose own image scores above every negative one.
     """
-    logits = scale * (texts.float() @ images.float().T)  # (m, n)
+    # Under autocast this product would be bfloat16, whose 8 bits cannot tell close similarities apart.
+    with torch.autocast(device_type=texts.device.type, enabled=False):
+        logits = scale * (texts.float() @ images.float().T)  # (m, n)
     positive = positive_pairs(owners, text_keys, images.shape[0])
     own = logits.gather(1, owners[:, None]).squeeze(1)  # (m,)
     # The dtype's lowest instead of -inf: a row without any negative keeps a finite gradient.
@@ -125,3 +127,16 @@ def gather_rows(rows: Tensor) -> Tensor:
         return rows
     gathered: Tensor = _GatherRows.apply(rows)  # type: ignore[no-untyped-call]
     return gathered
+
+
+def process_count() -> int:
+    """Processes that train together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """The sum of a tensor over all processes; not differentiable."""
+    total = value.detach().clone()
+    if process_count() > 1:
+        dist.all_reduce(total)
+    return total

@@ -12,8 +12,8 @@ import torch
 from tellapart.manifest import Preprocessing, Vocabulary
 from tellapart.tokenizer import Tokenizer
 from tellapart_model.checkpoint import load_checkpoint, save_checkpoint
+from tellapart_model.compact import CompactPair
 from tellapart_model.config import CompactConfig
-from tellapart_model.pair import CompactPair
 from torch import Tensor
 
 from tellapart_training.state import named_tensors
@@ -30,6 +30,7 @@ class TrainedPair:
         tokenizer: the device's own, over those lines.
         preprocessing: the device's own rule for pixels.
         max_tokens: longest row of ids, `[CLS]` and `[SEP]` included.
+        sha256: of the checkpoint's manifest, its name in reports.
     """
 
     network: CompactPair
@@ -38,10 +39,11 @@ class TrainedPair:
     tokenizer: Tokenizer
     preprocessing: Preprocessing
     max_tokens: int
+    sha256: str
 
     def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
         """Write a checkpoint folder with `facts` in its manifest."""
-        save_checkpoint(folder, self.network, self.config, self.vocabulary, dict(facts))
+        save_checkpoint(folder, self.network, vocabulary=self.vocabulary, extra=dict(facts))
 
     def encode(self, caption: str) -> list[int]:
         """Ids of a caption, `[CLS] ... [SEP]`, cut to `max_tokens`."""
@@ -54,17 +56,19 @@ def open_pair(checkpoint: Path) -> TrainedPair:
     Raises:
         CheckpointError: absent, damaged, or of another architecture.
     """
-    network, config, vocabulary = load_checkpoint(checkpoint)
-    tokenizer = Tokenizer.from_lines(vocabulary, Vocabulary(max_text_tokens=config.max_text_tokens))
+    loaded = load_checkpoint(checkpoint)
+    config = loaded.config
+    tokenizer = Tokenizer.from_lines(loaded.vocabulary, Vocabulary(max_text_tokens=config.max_length))
     preprocessing = Preprocessing(image_px=config.image_px)
-    return TrainedPair(network, config, vocabulary, tokenizer, preprocessing, config.max_text_tokens)
+    return TrainedPair(
+        loaded.model, config, loaded.vocabulary, tokenizer, preprocessing, config.max_length, loaded.sha256
+    )
 
 
 def no_image(pair: TrainedPair, batch: int, device: torch.device) -> Tensor:
     """Cross-attention input that says nothing: one token of zero keys and values, (2L, batch, H, 1, D)."""
     config = pair.config
-    width = config.decoder_width // config.decoder_heads
-    return torch.zeros(2 * config.decoder_layers, batch, config.decoder_heads, 1, width, device=device)
+    return torch.zeros(2 * config.layers, batch, config.heads, 1, config.head_width, device=device)
 
 
 def trunk_identity(pair: TrainedPair) -> str:

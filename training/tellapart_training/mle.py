@@ -1,0 +1,87 @@
+"""Train the captioner on human captions, from top to bottom.
+
+Each step encodes every image of the batch once and decodes several of its captions against the same keys and
+values. The trunk either learns along (`trunk = "tuned"`, its batch norms keeping their statistics) or its features
+are read from disk (`trunk = "frozen"`). With `contrastive_weight` the retriever's loss is added, so that one trunk
+serves both.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tellapart_training.config import MleConfig
+from tellapart_training.features import Trunk
+from tellapart_training.image_stage import ImageStage, load_image_data
+from tellapart_training.images import say_on_stderr
+from tellapart_training.loop import make_accelerator, run_steps
+from tellapart_training.losses import IGNORED, caption_inputs_and_labels, mle_loss, process_count, sum_over_processes
+from tellapart_training.pair import TrainedPair, open_pair
+from tellapart_training.retriever import pair_contrast
+from tellapart_training.run_folder import RunFolder
+
+
+class MleObjective(nn.Module):
+    """Cross-entropy per token, and the contrastive term where asked."""
+
+    def __init__(self, pair: TrainedPair, *, label_smoothing: float, contrastive_weight: float) -> None:
+        super().__init__()
+        self.network = pair.network
+        self.pad_id = pair.tokenizer.pad_id
+        self.label_smoothing, self.contrastive_weight = label_smoothing, contrastive_weight
+
+    def forward(
+        self, pixels: Tensor | None, features: Tensor | None, ids: Tensor, owners: Tensor, text_keys: Tensor
+    ) -> dict[str, Tensor]:
+        """See `batches.ImageBatches.batch` for the shapes; returns scalars, "loss" among them."""
+        if features is None:
+            features = self.network.features(pixels)  # (b, N, C)
+        cross_kv = self.network.cross_kv(features).index_select(1, owners)  # (2L, b * c, H, N, D)
+        inputs, labels = caption_inputs_and_labels(ids, self.pad_id)
+        logits = self.network.decoder(inputs, cross_kv)  # (b * c, t, V)
+        tokens = sum_over_processes((labels != IGNORED).sum())
+        # Gradients are averaged over processes; the factor makes that the mean over all tokens of the batch.
+        summed = mle_loss(logits, labels, label_smoothing=self.label_smoothing)
+        caption_loss = summed * process_count() / tokens
+        values = {"loss": caption_loss}
+        if self.contrastive_weight:
+            contrast, accuracy = pair_contrast(self.network, features, ids, owners, text_keys)
+            values = {
+                "loss": caption_loss + self.contrastive_weight * contrast,
+                "caption_loss": caption_loss, "contrastive_loss": contrast, "accuracy": accuracy,
+            }  # fmt: skip
+        return values
+
+
+def train_mle(config: MleConfig, *, resume: bool = False, trunk: Trunk | None = None) -> dict[str, Any]:
+    """Train the captioner.
+
+    Args:
+        config: resolved.
+        resume: go on from the newest state of the run folder.
+        trunk: with `config.trunk == "frozen"`, computes the features instead of the pair's own trunk.
+
+    Returns:
+        The facts of run.json.
+
+    Raises:
+        TellapartError: config, data, checkpoint or state that cannot be used; see `loop.run_steps`.
+    """
+    torch.manual_seed(config.seed)
+    accelerator = make_accelerator(config)
+    folder = RunFolder(config, stage="mle", resume=resume)
+    pair = open_pair(Path(config.init))
+    say = say_on_stderr if accelerator.is_main_process else lambda _text: None
+    data = load_image_data(config, pair, accelerator, trunk=trunk, say=say)
+    objective = MleObjective(
+        pair, label_smoothing=config.optimizer.label_smoothing, contrastive_weight=config.contrastive_weight
+    )
+    stage = ImageStage(
+        name="mle", config=config, pair=pair, objective=objective, data=data, accelerator=accelerator,
+        selection="cider_d", captions=True,
+    )  # fmt: skip
+    return run_steps(config, stage, accelerator, folder=folder, resume=resume)
