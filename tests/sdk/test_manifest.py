@@ -188,7 +188,7 @@ def test_refuses_what_is_no_strict_json(text, words):
 def test_a_newer_format_says_to_upgrade_even_with_keys_unknown_today(page):
     page.update(format_version=2, holograms=[])
     with pytest.raises(
-        BundleVersionError, match="format_version 2 .* reads up to 1; upgrade it: pip install"
+        BundleVersionError, match=r"format_version 2 .* reads up to 1; upgrade it: pip install"
     ):
         parse_manifest(json.dumps(page))
 
