@@ -140,6 +140,24 @@ class EfficientNetLite(nn.Module):
         x = self.head(self.blocks(self.stem(x)))  # (b, 1280, s/32, s/32)
         return x.flatten(2).transpose(1, 2)
 
+    def freeze_before(self, block: int, *, depthwise: bool) -> None:
+        """Keep the early layers, and on demand every depthwise filter, as they are.
+
+        Three quarters of a backward pass on a CPU go into the large early maps and the gradients of depthwise
+        filters, which hold few parameters; what the trunk has to learn for captions sits in the late pointwise
+        layers.
+
+        Args:
+            block: the stem and blocks before this one do not learn; 0 lets all learn.
+            depthwise: whether depthwise filters learn.
+        """
+        early = [self.stem, *self.blocks[:block]] if block else []
+        for module in early:
+            module.requires_grad_(False)
+        if not depthwise:
+            for each in self.blocks:
+                each.depthwise[0].requires_grad_(False)
+
     def train(self, mode: bool = True) -> EfficientNetLite:
         """Training mode, but batch statistics stay those of ImageNet: batches here are small."""
         super().train(mode)

@@ -206,6 +206,10 @@ class ImageStageConfig(TrainConfig):
     trunk: str = "tuned"
     """`tuned`: the trunk runs in every step and learns if its multiplier is above 0; `frozen`: its features are
     computed once for a few augmented views of each image and read back from disk."""
+    trunk_first_block: int = 0
+    """With `trunk = "tuned"`: the stem and the blocks before this one do not learn; 0 lets all learn."""
+    trunk_depthwise: bool = True
+    """With `trunk = "tuned"`: whether depthwise filters learn; their gradients cost most of a step on a CPU."""
     features_from: str = ""
     """With `trunk = "frozen"`: an .onnx graph (`pixels` -> `features`) that stands for the trunk, so that heads
     are trained against the trunk that will ship. Empty: the checkpoint's own trunk."""
@@ -217,6 +221,7 @@ class ImageStageConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _need(self.trunk in ("tuned", "frozen"), "trunk", self.trunk, "'tuned' or 'frozen'")
+        _need(self.trunk_first_block >= 0, "trunk_first_block", self.trunk_first_block, "at least 0")
         _need(self.views >= 1, "views", self.views, "at least 1")
         _need(1 <= self.captions_per_image <= 5, "captions_per_image", self.captions_per_image, "1 to 5")
         _need(
@@ -248,7 +253,29 @@ class RetrieverConfig(ImageStageConfig):
     """The two towers: images and captions of unit length, pulled together."""
 
 
-STAGES: dict[str, type[TrainConfig]] = {"warmup": WarmupConfig, "mle": MleConfig, "retriever": RetrieverConfig}
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """The checkpoint that training starts from."""
+
+    run: str = ""
+    """Checkpoint folder to write."""
+    model: str = ""
+    """Architecture as JSON; its vocabulary_size is replaced by the size of the learnt vocabulary."""
+    min_count: int = 3
+    """Word pieces seen less often in the texts are spelt with smaller ones."""
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        _need(self.run != "", "run", self.run, "the checkpoint folder to write")
+        _need(self.model != "", "model", self.model, "an architecture file")
+        _need(self.min_count >= 1, "min_count", self.min_count, "at least 1")
+        _need(bool(self.data.captions or self.data.text), "data.captions", self.data.captions, "a captions file")
+
+
+STAGES: dict[str, type[TrainConfig] | type[InitConfig]] = {
+    "init": InitConfig, "warmup": WarmupConfig, "mle": MleConfig, "retriever": RetrieverConfig,
+}  # fmt: skip
 
 ConfigT = TypeVar("ConfigT")
 
@@ -299,12 +326,12 @@ def _checked(hint: Any, value: Any, name: str) -> Any:
     return value
 
 
-def load_config(path: Path, *, stage: str, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_config(path: Path, *, stage: str, overrides: Sequence[str] = ()) -> TrainConfig | InitConfig:
     """Read a TOML file and `--set` overrides into the stage's config.
 
     Args:
         path: TOML file.
-        stage: `warmup`, `mle` or `retriever`.
+        stage: `init`, `warmup`, `mle` or `retriever`.
         overrides: `dotted.name=value`; the value is TOML, or a plain string where it is not.
 
     Raises:

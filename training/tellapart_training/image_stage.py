@@ -127,6 +127,8 @@ class ImageStage:
         self.selection, self.higher_is_better = selection, True
         self.device = accelerator.device
         self._captions = captions
+        if config.trunk == "tuned":
+            pair.network.trunk.freeze_before(config.trunk_first_block, depthwise=config.trunk_depthwise)
         share = Share(accelerator.process_index, accelerator.num_processes)
         accumulate = config.optimizer.accumulate
         self.batches = ImageBatches(
