@@ -89,8 +89,9 @@ def judge_bag(
         if len(group) > 1:
             asked = scores[[row_of[caption.text] for caption in group]]
             best = int(np.argmax(asked[:, own] - np.delete(asked, own, axis=1).max(axis=1)))
-        others = tuple(caption for place, caption in enumerate(group) if place != best)
-        chosen.append(replace(group[best], alternatives=others))
+        flat = [replace(caption, alternatives=()) for caption in group]
+        picked = flat.pop(best)
+        chosen.append(replace(picked, alternatives=tuple(flat)))
     similarity = scores[[row_of[caption.text] for caption in chosen]]
     return BagResult(
         captions=tuple(chosen),

@@ -177,8 +177,8 @@ class Captioner:
                 the place of the caption and go on.
 
         Returns:
-            An iterator of captions, with "yield" also of ImageErrors. `elapsed_ms` of a caption out of a batch
-            is its share of the batch's decoding.
+            An iterator of captions, with "yield" also of ImageErrors. `elapsed_ms` of a caption out of a
+            batch is its share of the batch's decoding.
 
         Raises:
             UsageError: one image instead of several, `batch_size` below 1, an unknown `on_error`, or a View
@@ -189,9 +189,7 @@ class Captioner:
         """
         self._check_open()
         if isinstance(images, (str, bytes, os.PathLike, View)):
-            raise UsageError(
-                f"images must be an iterable, got one {type(images).__name__}; use caption for one"
-            )
+            raise UsageError(f"images must be several, got one {type(images).__name__}; use caption for one")
         if batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {batch_size}")
         if on_error not in ("raise", "yield"):
@@ -204,8 +202,8 @@ class Captioner:
     ) -> Generator[str, None, None]:
         """Caption one image greedily, piece by piece as words become certain.
 
-        A word is handed out when the next one begins, as "t" may still become "t-shirt". All pieces together are
-        the text of `caption` with `beams=1`. Closing the generator, or just dropping it, cancels the rest.
+        A word is handed out when the next one begins, as "t" may still become "t-shirt". All pieces together
+        are the text of `caption` with `beams=1`. Closing the generator, or dropping it, cancels the rest.
 
         Args:
             image: see the top of the module.

@@ -95,7 +95,7 @@ def log_softmax(logits: FloatArray) -> FloatArray:
     Returns:
         (n, V) float32; NaN where a row held NaN or +infinity.
     """
-    shifted = logits - logits.max(axis=1, keepdims=True)
+    shifted: FloatArray = logits - logits.max(axis=1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return shifted
 
@@ -169,7 +169,8 @@ def sample(
 
 
 def _likeliest(logprobs: FloatArray, live: IntArray) -> IntArray:
-    return logprobs.argmax(axis=1)
+    ids: IntArray = logprobs.argmax(axis=1)
+    return ids
 
 
 def _draw(logprobs: FloatArray, temperature: float, top_p: float, generator: np.random.Generator) -> int:
@@ -320,7 +321,7 @@ class _Beams:
         longest = rules.max_new_tokens + 1 if stop == "exact" else length
         reachable = float(self.totals[0]) / longest**rules.length_penalty
         worst_kept = sorted((found.score for found in self.ended), reverse=True)[n_best - 1]
-        return worst_kept >= reachable
+        return bool(worst_kept >= reachable)
 
     def results(self, rules: Rules, *, n_best: int) -> list[Hypothesis]:
         """Best first; beams that never ended only fill up what is missing."""

@@ -91,8 +91,8 @@ class Engine:
         """
         if self._closed:
             raise ClosedError(
-                f"the bundle {self.bundle.name} was closed; open another captioner or retriever, or use it inside "
-                "its `with` block"
+                f"the bundle {self.bundle.name} was closed; open another captioner or retriever, or use it "
+                "inside its `with` block"
             )
 
     def take_load_ms(self) -> float:

@@ -122,8 +122,8 @@ class Retriever:
         """Texts as unit rows.
 
         A text longer than the text graph reads (`max_text_tokens` of the bundle, marks included) is never cut
-        off: its pieces are shared out over as few windows as hold them, evenly and never through the middle of a
-        word where that can be avoided, and its row is the mean of the windows' rows, made unit length again.
+        off: its pieces are shared out over as few windows as hold them, evenly and between words where that
+        is possible, and its row is the mean of the windows' rows, made unit length again.
 
         Args:
             texts: any strings, also empty ones.
@@ -156,8 +156,8 @@ class Retriever:
         """
         if index.model_sha256 != self.bundle.sha256:
             raise UsageError(
-                f"this index was made by bundle {index.model_sha256[:12]}, and this is {self.bundle.sha256[:12]}; "
-                "make it again with open_index"
+                f"this index was made by bundle {index.model_sha256[:12]}, and this is "
+                f"{self.bundle.sha256[:12]}; make it again with open_index"
             )
         return index.nearest(self.embed_texts([text])[0], top=top)
 

@@ -68,7 +68,7 @@ def rank_of_own(similarity: npt.NDArray[Any], *, ties: TieRule = "strict") -> Re
     better = (similarity > own).sum(axis=1)
     equal = (similarity == own).sum(axis=1) - 1  # less itself
     share = {"strict": 1.0, "optimistic": 0.0, "expected": 0.5}[ties]
-    return 1.0 + better + share * equal
+    return np.asarray(1.0 + better + share * equal, np.float64)
 
 
 def margins(similarity: npt.NDArray[Any]) -> RealArray:
@@ -143,9 +143,9 @@ def hits_at_k(
     better = (similarity > best).sum(axis=1)
     wrong = ((similarity == best) & ~relevant).sum(axis=1)
     if ties == "strict":
-        return (better + wrong < k).astype(np.float64)
+        return np.asarray(better + wrong < k, np.float64)
     if ties == "optimistic":
-        return (better < k).astype(np.float64)
+        return np.asarray(better < k, np.float64)
     right = ((similarity == best) & relevant).sum(axis=1)
     chances = [_chance(int(w), int(r), k - int(b)) for w, r, b in zip(wrong, right, better, strict=True)]
     return np.array(chances, dtype=np.float64)
@@ -180,7 +180,8 @@ def recall_at_k(
         count = similarity.shape[1]
         if own.shape != similarity.shape[:1] or not np.issubdtype(own.dtype, np.integer):
             raise ShapeError(
-                f"own must be {similarity.shape[:1]} int or {similarity.shape} bool, got {own.shape} {own.dtype}"
+                f"own must be {similarity.shape[:1]} int or {similarity.shape} bool, "
+                f"got {own.shape} {own.dtype}"
             )
         if own.min() < 0 or own.max() >= count:
             raise ShapeError(f"own names columns {own.min()} to {own.max()}, and there are {count}")
@@ -196,7 +197,7 @@ def _unit(rows: npt.NDArray[Any]) -> FloatArray:
     largest = np.abs(wide).max(axis=1, keepdims=True, initial=0.0)
     wide = wide / np.where(largest > 0, largest, 1.0)
     length = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
-    return (wide / np.where(length > 0, length, 1.0)).astype(np.float32)
+    return np.asarray(wide / np.where(length > 0, length, 1.0), np.float32)
 
 
 def _chance(wrong: int, right: int, places: int) -> float:

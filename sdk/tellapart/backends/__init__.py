@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
 from tellapart.bundle import Bundle
-from tellapart.errors import BackendError, MissingExtraError
+from tellapart.errors import BackendError
 from tellapart.types import RuntimeOptions
 
 _LOG = logging.getLogger(__name__)
@@ -71,6 +70,17 @@ def choose_backend(bundle: Bundle, runtime: RuntimeOptions) -> str:
             is not in this installation.
         MissingExtraError: its package is not installed.
     """
+    name, reason = _check_backend(bundle, runtime)
+    from tellapart.backends import ort
+
+    providers = ort.choose_providers(runtime.providers)
+    level = logging.INFO if runtime.backend == "auto" else logging.DEBUG
+    _LOG.log(level, "backend %s %s on %s: %s", name, ort.runtime_version(), " then ".join(providers), reason)
+    return name
+
+
+def _check_backend(bundle: Bundle, runtime: RuntimeOptions) -> tuple[str, str]:
+    """The backend's name, and why it was chosen."""
     if runtime.backend == "auto":
         # With one backend implemented the choice is short; the reason still says what was passed over.
         others = ", ".join(name for name in TARGET_OF if name not in IMPLEMENTED)
@@ -87,16 +97,7 @@ def choose_backend(bundle: Bundle, runtime: RuntimeOptions) -> str:
             f"{bundle.name} has no graphs for {name}, only for {', '.join(bundle.manifest.targets)}; "
             f"export it again: tellapart export CHECKPOINT --target {TARGET_OF[name]}"
         )
-    if find_spec("onnxruntime") is None:
-        raise MissingExtraError("cpu", "Running a bundle needs onnxruntime, which is not installed")
-    from tellapart.backends import ort
-
-    providers = ort.choose_providers(runtime.providers)
-    level = logging.INFO if runtime.backend == "auto" else logging.DEBUG
-    _LOG.log(
-        level, "backend %s %s on %s, as %s", name, ort.runtime_version(), " then ".join(providers), reason
-    )
-    return name
+    return name, reason
 
 
 def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> Session:
@@ -113,7 +114,8 @@ def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> Session:
         BackendError: see `choose_backend`, or the runtime refuses the graph.
         MissingExtraError: the backend's package is not installed.
     """
-    choose_backend(bundle, runtime)
+    # Which backend was chosen is said once, when a bundle is opened, and not again for each graph.
+    _check_backend(bundle, runtime)
     from tellapart.backends import ort
 
     return ort.open_session(bundle, role, runtime)
