@@ -1,4 +1,4 @@
-"""`tellapart train warmup|mle|retriever` and `tellapart evaluate`; torch is imported by the verb that needs it."""
+"""`tellapart train init|warmup|mle|retriever` and `tellapart evaluate`; torch is imported by the verb that needs it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tellapart.errors import MissingExtraError, TellapartError
 
 from tellapart_training.config import (
     STAGES,
+    InitConfig,
     MleConfig,
     RetrieverConfig,
     TrainConfig,
@@ -49,9 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _train(config: TrainConfig, *, resume: bool) -> None:
+def _train(config: TrainConfig | InitConfig, *, resume: bool) -> None:
     try:
-        if isinstance(config, WarmupConfig):
+        if isinstance(config, InitConfig):
+            from tellapart_training.initialise import initialise
+
+            initialise(config)
+        elif isinstance(config, WarmupConfig):
             from tellapart_training.warmup import train_warmup
 
             train_warmup(config, resume=resume)
@@ -73,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tellapart", description="Train and measure captioner and retriever.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     train = verbs.add_parser("train", help="train one stage from a TOML config")
-    train.add_argument("stage", choices=sorted(STAGES), help="warmup: decoder on text; mle: captioner; retriever")
+    train.add_argument("stage", choices=sorted(STAGES), help="init: first checkpoint; warmup: decoder on text; mle: captioner; retriever")
     train.add_argument("--config", type=Path, required=True, help="TOML file, see training/configs")
     train.add_argument("--resume", action="store_true", help="go on from the newest state of the run folder")
     train.add_argument(

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from tellapart_training.batches import Share, TextBatches, fitting_batch_size, pad_ids
 from tellapart_training.config import WarmupConfig
-from tellapart_training.data import ReadReport, normalised_records, read_captions, split_records
 from tellapart_training.images import say_on_stderr
 from tellapart_training.loop import make_accelerator, part_of, run_steps
 from tellapart_training.losses import IGNORED, caption_inputs_and_labels, mle_loss, process_count, sum_over_processes
 from tellapart_training.pair import TrainedPair, no_image, open_pair
 from tellapart_training.run_folder import RunFolder
+from tellapart_training.texts import load_texts
 
 
 class LanguageObjective(nn.Module):
@@ -76,37 +76,6 @@ class WarmupStage:
         return {"tuning_loss": nats / max(1, tokens)}, []
 
 
-def load_texts(config: WarmupConfig) -> tuple[list[str], list[str]]:
-    """Texts to learn from, and those of the held-back images.
-
-    `data.captions` gives its training splits less the tuning images; every file of `data.text` is taken whole.
-
-    Raises:
-        DataError: a file that cannot be used.
-    """
-    report = ReadReport()
-    train, tuning = [], []
-
-    def read(path: str) -> Any:
-        records = read_captions(Path(path), bad_lines=config.data.bad_lines, report=report)
-        return normalised_records(records, min_words=config.data.min_words, report=report)
-
-    if config.data.captions:
-        chosen, held = split_records(
-            read(config.data.captions),
-            train_splits=config.data.train_splits,
-            tuning_images=config.data.tuning_images,
-            seed=config.seed,
-        )
-        train.extend(text for record in chosen for text in record.captions)
-        tuning.extend(text for record in held for text in record.captions)
-    for path in config.data.text:
-        train.extend(text for record in read(path) for text in record.captions)
-    if report.summary():
-        say_on_stderr(report.summary())
-    return train[: config.data.limit_images or len(train)], tuning
-
-
 def train_warmup(config: WarmupConfig, *, resume: bool = False) -> dict[str, Any]:
     """Train the decoder on text alone.
 
@@ -126,7 +95,7 @@ def train_warmup(config: WarmupConfig, *, resume: bool = False) -> dict[str, Any
     pair = open_pair(Path(config.init))
     for name, parameter in pair.network.named_parameters():
         parameter.requires_grad_(part_of(name) == "decoder")
-    train, tuning = load_texts(config)
+    train, tuning = load_texts(config.data, seed=config.seed)
     say_on_stderr(f"{len(train)} texts to learn from, {len(tuning)} held back")
     share = Share(accelerator.process_index, accelerator.num_processes)
     accumulate = config.optimizer.accumulate
