@@ -1,0 +1,224 @@
+"""The whole command line as argparse reads it: verbs, options, and their help.
+
+Only argparse is imported here, so `--help` and a wrong argument answer at once. Ranges are checked where
+the values live (`DecodeOptions`, `RuntimeOptions`), not a second time here.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from tellapart._version import __version__
+
+if TYPE_CHECKING:
+    Verbs: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
+
+__all__ = ["ELSEWHERE", "Elsewhere", "build_parser"]
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A verb of another package: `module.main([*prefix, *arguments])` answers it."""
+
+    module: str
+    extra: str
+    help: str
+    prefix: tuple[str, ...] = ()
+
+
+ELSEWHERE = {
+    "export": Elsewhere("tellapart_export.cli", "export", "make a device bundle of a checkpoint"),
+    "quantize": Elsewhere("tellapart_quantization.cli", "quantize", "make an INT8 bundle of a bundle"),
+    "train": Elsewhere("tellapart_training.cli", "train", "train a captioner or a retriever", ("train",)),
+    "evaluate": Elsewhere(
+        "tellapart_training.cli", "evaluate", "score captions and retrieval on a data set", ("evaluate",)
+    ),
+}
+"""Verbs that are handed on by name; `cli` sees them before argparse does."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; after parsing, `args.module` names the module whose `run(args)` does the work."""
+    parser = argparse.ArgumentParser(
+        prog="tellapart",
+        description="Captions that tell pictures apart, made offline.",
+        epilog="`tellapart VERB --help` says more about each verb.",
+    )
+    parser.add_argument("--version", action="version", version=f"tellapart {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    everywhere = _everywhere()
+    _add_caption(verbs, everywhere)
+    _add_bag(verbs, everywhere)
+    _add_search(verbs, everywhere)
+    _add_bench(verbs, everywhere)
+    _add_inspection(verbs, everywhere)
+    for verb, elsewhere in ELSEWHERE.items():  # only for the list in --help
+        verbs.add_parser(verb, help=f"{elsewhere.help} (extra: {elsewhere.extra})", add_help=False)
+    return parser
+
+
+def _threads(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+# argparse names the converter in its message: "invalid threads value: 'x'".
+_threads.__name__ = "threads"
+
+
+def _everywhere() -> argparse.ArgumentParser:
+    """What every verb understands."""
+    shared = argparse.ArgumentParser(add_help=False)
+    group = shared.add_argument_group("model and machine")
+    group.add_argument(
+        "--model", type=Path, metavar="BUNDLE", help="bundle to use (default: the embedded one)"
+    )
+    group.add_argument(
+        "--backend",
+        default="auto",
+        choices=("auto", "onnxruntime", "openvino", "coreml"),
+        help="runtime for the graphs (default: auto)",
+    )
+    group.add_argument(
+        "--provider", action="append", default=[], metavar="NAME", help="execution provider; may be repeated"
+    )
+    group.add_argument("--threads", type=_threads, default="auto", metavar="N|auto", help="threads per graph")
+    group.add_argument("-v", "--verbose", action="store_true", help="say on stderr what was chosen and why")
+    return shared
+
+
+def _add_decoding(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("decoding (defaults: what the bundle says)")
+    group.add_argument("--beams", type=int, metavar="N", help="beams kept side by side; 1 is greedy")
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="most pieces in a caption")
+    group.add_argument("--length-penalty", type=float, metavar="X", help="power of length in a beam's score")
+    group.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="above 0: sample instead of searching"
+    )
+    group.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="when sampling: mass kept, (0, 1]"
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="when sampling: makes it repeatable")
+    group.add_argument("--deadline-ms", type=float, metavar="MS", help="stop a caption after this long")
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-megapixels",
+        type=float,
+        metavar="MP",
+        help="refuse larger images by their header (default: 50, or TELLAPART_MAX_MEGAPIXELS)",
+    )
+
+
+def _add_caption(verbs: Verbs, everywhere: argparse.ArgumentParser) -> None:
+    parser = verbs.add_parser(
+        "caption",
+        parents=[everywhere],
+        help="caption images, or folders of images",
+        description="Caption images. A folder stands for every image in it and below it. An image that "
+        "cannot be read is named on stderr, the others go on, and the exit status is 1.",
+    )
+    parser.set_defaults(module="tellapart.commands.caption")
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image, or folder of images")
+    out = parser.add_argument_group(
+        "where captions go (default: lines on stdout)"
+    ).add_mutually_exclusive_group()
+    out.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
+    out.add_argument("--jsonl", type=Path, metavar="FILE", help="one JSON object a line into FILE")
+    out.add_argument(
+        "--sidecar", choices=("txt", "json"), help="photo.jpg gets photo.txt or photo.json beside it"
+    )
+    out.add_argument("--stream", action="store_true", help="show each piece as it is found")
+    parser.add_argument(
+        "--resume", action="store_true", help="with --jsonl, --sidecar: only what is not done"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="with --jsonl, --sidecar: replace what is there"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per pass (default: 8)")
+    parser.add_argument("--n-best", type=int, default=1, metavar="N", help="captions per image (default: 1)")
+    _add_images(parser)
+    _add_decoding(parser)
+
+
+def _add_bag(verbs: Verbs, everywhere: argparse.ArgumentParser) -> None:
+    parser = verbs.add_parser(
+        "bag",
+        parents=[everywhere],
+        help="caption look-alike images so that each caption picks out its own",
+        description="Caption a bag of at least two images and let the retriever judge: the rank of each "
+        "caption's own image among all (1 is best) and the margin to the best other image.",
+    )
+    parser.set_defaults(module="tellapart.commands.bag")
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image, or folder of images")
+    parser.add_argument(
+        "--mode",
+        choices=("plain", "rerank"),
+        default="rerank",
+        help="plain: each image alone; rerank: the retriever picks among several captions (default)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write a page that shows photos and proof"
+    )
+    parser.add_argument("--n-best", type=int, metavar="N", help="captions per image that rerank chooses from")
+    _add_images(parser)
+    _add_decoding(parser)
+
+
+def _add_search(verbs: Verbs, everywhere: argparse.ArgumentParser) -> None:
+    parser = verbs.add_parser(
+        "search",
+        parents=[everywhere],
+        help="find the images of a folder that fit a sentence",
+        description="Find images by a sentence. The first search of a folder looks at every image; later "
+        "ones look only at images that are new or changed.",
+    )
+    parser.set_defaults(module="tellapart.commands.search")
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("query", metavar="QUERY")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="how many to show (default: 5)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    _add_images(parser)
+
+
+def _add_bench(verbs: Verbs, everywhere: argparse.ArgumentParser) -> None:
+    parser = verbs.add_parser(
+        "bench",
+        parents=[everywhere],
+        help="measure speed and memory on this machine",
+        description="Milliseconds per stage (first, p50, p95), tokens per second, peak memory, bundle size.",
+    )
+    parser.set_defaults(module="tellapart.commands.measure", measure="bench")
+    parser.add_argument(
+        "paths", nargs="*", type=Path, metavar="PATH", help="images to use (default: drawn noise)"
+    )
+    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="captions timed (default: 20)")
+    parser.add_argument("--against", type=Path, metavar="BUNDLE", help="time this bundle too, in turns")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    _add_images(parser)
+    _add_decoding(parser)
+
+
+def _add_inspection(verbs: Verbs, everywhere: argparse.ArgumentParser) -> None:
+    for verb, text in (
+        ("info", "say what is inside a bundle"),
+        ("verify", "check every hash and every shape of a bundle"),
+    ):
+        parser = verbs.add_parser(verb, parents=[everywhere], help=text)
+        parser.set_defaults(module="tellapart.commands.inspection", inspect=verb)
+        parser.add_argument(
+            "bundle", nargs="?", type=Path, metavar="BUNDLE", help="default: --model, else the embedded one"
+        )
+        parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser = verbs.add_parser(
+        "doctor",
+        parents=[everywhere],
+        help="say what this machine has, and the best number of threads, measured",
+    )
+    parser.set_defaults(module="tellapart.commands.measure", measure="doctor")
+    parser.add_argument("--no-measure", action="store_true", help="leave the measurement out")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")

@@ -1,0 +1,91 @@
+"""`tellapart info` and `tellapart verify`: what is inside a bundle, and whether it is what it says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from tellapart.backends import open_session
+from tellapart.bundle import Bundle, open_bundle
+from tellapart.commands.choices import runtime_options
+from tellapart.errors import UsageError
+from tellapart.manifest import TensorSpec
+from tellapart.tokenizer import Tokenizer
+
+__all__ = ["run"]
+
+_MIB = 1024 * 1024
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show or verify one bundle. Both check every hash first: a bundle that fails is not described.
+
+    Raises:
+        TellapartError: what is wrong with the bundle, and where.
+    """
+    if args.bundle is not None and args.model is not None:
+        raise UsageError("name the bundle once: as BUNDLE or as --model")
+    with open_bundle(args.bundle or args.model) as bundle:
+        return _info(bundle, args) if args.inspect == "info" else _verify(bundle, args)
+
+
+def _info(bundle: Bundle, args: argparse.Namespace) -> int:
+    manifest = bundle.manifest
+    if args.json:
+        record = {"bundle": bundle.name, "model": bundle.sha256, "size_mib": round(_size_mib(bundle), 3)}
+        print(json.dumps({**record, "manifest": manifest.to_fields()}, ensure_ascii=False))
+        return 0
+    pixels, words = manifest.preprocessing, manifest.vocabulary
+    print(f"{manifest.name}  {bundle.sha256}")
+    print(f"  where       {bundle.name}")
+    print(f"  kind        {', '.join(manifest.kind)}")
+    print(f"  size        {_size_mib(bundle):.1f} MiB in {len(manifest.files)} files")
+    print(f"  precision   {manifest.precision}{f' ({manifest.scheme})' if manifest.scheme else ''}")
+    print(f"  image       {pixels.image_px} px, {pixels.resize}, {pixels.filter}")
+    print(f"  vocabulary  {words.file}, {words.kind}, text up to {words.max_text_tokens} pieces")
+    print(f"  licence     {manifest.licence or 'not stated'}")
+    for graph in manifest.graphs:
+        size_mib = manifest.files[graph.file].bytes / _MIB
+        print(f"  graph       {graph.role} for {graph.target}: {graph.file}, {size_mib:.1f} MiB")
+        for direction, tensors in (("in", graph.inputs), ("out", graph.outputs)):
+            print(f"    {direction:<4}{', '.join(_tensors(tensors))}")
+    for section in ("metrics", "parity", "source"):
+        for key, value in _flat(getattr(manifest, section)):
+            print(f"  {section:<11} {key} = {value}")
+    return 0
+
+
+def _verify(bundle: Bundle, args: argparse.Namespace) -> int:
+    """Hashes held when the bundle was opened; now the runtime must agree with the graph table."""
+    runtime = runtime_options(args)
+    Tokenizer.from_bundle(bundle)
+    roles = tuple(dict.fromkeys(graph.role for graph in bundle.manifest.graphs))
+    for role in roles:
+        open_session(bundle, role, runtime).close()
+    files = len(bundle.manifest.files)
+    if args.json:
+        print(
+            json.dumps({"bundle": bundle.name, "model": bundle.sha256, "files": files, "graphs": list(roles)})
+        )
+    else:
+        print(f"{bundle.name}: {files} files and {len(roles)} graphs are what the manifest says")
+    return 0
+
+
+def _size_mib(bundle: Bundle) -> float:
+    return sum(entry.bytes for entry in bundle.manifest.files.values()) / _MIB
+
+
+def _tensors(tensors: Iterable[TensorSpec]) -> list[str]:
+    return [f"{tensor.name} {tensor.dtype} ({', '.join(map(str, tensor.shape))})" for tensor in tensors]
+
+
+def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Nested report values as dotted names."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, str(value)
