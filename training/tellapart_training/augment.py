@@ -72,7 +72,9 @@ class Changes(NamedTuple):
     """(b, 3) factor of each channel; 1 where a colour is named."""
 
 
-def draw_changes(config: AugmentConfig, truths: Sequence[Truths], generators: Sequence[torch.Generator]) -> Changes:
+def draw_changes(
+    config: AugmentConfig, truths: Sequence[Truths], generators: Sequence[torch.Generator]
+) -> Changes:
     """Draw what happens to each image of a batch.
 
     Args:
@@ -80,7 +82,9 @@ def draw_changes(config: AugmentConfig, truths: Sequence[Truths], generators: Se
         truths: one for each image.
         generators: one for each image; each is advanced by the same number of draws whatever the flags say.
     """
-    draws = torch.stack([torch.rand(11, generator=generator) for generator in generators])  # (b, 11) in [0, 1)
+    draws = torch.stack(
+        [torch.rand(11, generator=generator) for generator in generators]
+    )  # (b, 11) in [0, 1)
     signed = draws * 2 - 1
     sides = torch.tensor([truth.sides for truth in truths])
     free = torch.tensor([0.0 if truth.colours else 1.0 for truth in truths])

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tellapart.errors import DataError
 from torch import Tensor
 
+from tellapart.errors import DataError
 from tellapart_training.augment import Truths, augment, keyed_generator, truths_of
 from tellapart_training.config import AugmentConfig
 from tellapart_training.data import CaptionRecord
@@ -89,7 +89,9 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def share_of_batch(order: Sequence[int], *, step: int, part: int, batch_size: int, accumulate: int, share: Share) -> list[int]:
+def share_of_batch(
+    order: Sequence[int], *, step: int, part: int, batch_size: int, accumulate: int, share: Share
+) -> list[int]:
     """The rows of one process's share of one part of the `step`-th batch."""
     size = batch_size // accumulate // share.processes
     start = step * batch_size + part * (batch_size // accumulate) + share.rank * size
@@ -139,7 +141,12 @@ class ImageBatches:
         """
         order = epoch_order(len(self.data), self.seed, epoch)
         rows = share_of_batch(
-            order, step=step, part=part, batch_size=self.batch_size, accumulate=self.accumulate, share=self.share
+            order,
+            step=step,
+            part=part,
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
+            share=self.share,
         )
         ids: list[Sequence[int]] = []
         keys: list[int] = []
@@ -170,9 +177,13 @@ class ImageBatches:
                 int(torch.randint(views, (1,), generator=keyed_generator(self.seed, "pick", epoch, row)))
                 for row in rows
             ]
-            return None, torch.from_numpy(np.asarray(self.data.features[rows, picks], dtype=np.float32)).to(self.device)
+            return None, torch.from_numpy(np.asarray(self.data.features[rows, picks], dtype=np.float32)).to(
+                self.device
+            )
         if self.data.pixels is None:
-            raise DataError("images without pixels or features cannot be trained on: build one of the two caches")
+            raise DataError(
+                "images without pixels or features cannot be trained on: build one of the two caches"
+            )
         pixels = torch.from_numpy(np.asarray(self.data.pixels[rows])).to(self.device)
         keys = [keyed_generator(self.seed, "augment", epoch, row) for row in rows]
         return augment(pixels, self.config, [self.data.truths[row] for row in rows], keys), None
@@ -198,6 +209,11 @@ class TextBatches:
         """One share of a batch: ids (b, t) int64."""
         order = epoch_order(len(self.ids), self.seed, epoch)
         rows = share_of_batch(
-            order, step=step, part=part, batch_size=self.batch_size, accumulate=self.accumulate, share=self.share
+            order,
+            step=step,
+            part=part,
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
+            share=self.share,
         )
         return {"ids": pad_ids([self.ids[row] for row in rows], self.pad_id).to(self.device)}

@@ -8,7 +8,9 @@ from tellapart_model.generate import beam_search, greedy
 from tellapart_training.pair import TrainedPair
 
 
-def captions_of(pair: TrainedPair, cross_kv: Tensor, *, beams: int = 1, max_new_tokens: int = 24) -> list[str]:
+def captions_of(
+    pair: TrainedPair, cross_kv: Tensor, *, beams: int = 1, max_new_tokens: int = 24
+) -> list[str]:
     """Captions of a batch of images.
 
     Args:

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tellapart.errors import MissingExtraError, TellapartError
-
+from tellapart.errors import MissingExtraError
 from tellapart_training.config import (
     STAGES,
     InitConfig,
@@ -70,15 +69,23 @@ def _train(config: TrainConfig | InitConfig, *, resume: bool) -> None:
             train_retriever(config, resume=resume)
     except ModuleNotFoundError as error:
         if error.name in _NEEDED:
-            raise MissingExtraError("train", f"training needs {error.name}, which is not installed") from error
+            raise MissingExtraError(
+                "train", f"training needs {error.name}, which is not installed"
+            ) from error
         raise
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tellapart", description="Train and measure captioner and retriever.")
+    parser = argparse.ArgumentParser(
+        prog="tellapart", description="Train and measure captioner and retriever."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     train = verbs.add_parser("train", help="train one stage from a TOML config")
-    train.add_argument("stage", choices=sorted(STAGES), help="init: first checkpoint; warmup: decoder on text; mle: captioner; retriever")
+    train.add_argument(
+        "stage",
+        choices=sorted(STAGES),
+        help="init: first checkpoint; warmup: decoder on text; mle: captioner; retriever",
+    )
     train.add_argument("--config", type=Path, required=True, help="TOML file, see training/configs")
     train.add_argument("--resume", action="store_true", help="go on from the newest state of the run folder")
     train.add_argument(
@@ -93,8 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--captions", type=Path, required=True, help="captions file with references")
     evaluate.add_argument("--split", default="val", help='split to score ("" takes all)')
     evaluate.add_argument("--out", type=Path, help="report as JSON")
-    evaluate.add_argument("--captions-out", type=Path, help="captions as JSON lines; with --resume done ones are kept")
-    evaluate.add_argument("--resume", action="store_true", help="keep captions that --captions-out already holds")
+    evaluate.add_argument(
+        "--captions-out", type=Path, help="captions as JSON lines; with --resume done ones are kept"
+    )
+    evaluate.add_argument(
+        "--resume", action="store_true", help="keep captions that --captions-out already holds"
+    )
     evaluate.add_argument("--beams", type=int, help="1 is greedy; default: the bundle's, 3 for a checkpoint")
     evaluate.add_argument("--limit", type=int, default=0, help="only the first N images")
     evaluate.add_argument("--batch-size", type=int, default=16)

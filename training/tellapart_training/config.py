@@ -23,7 +23,9 @@ PARTS = ("trunk", "decoder", "text", "heads")
 
 def _need(condition: bool, name: str, value: object, expected: str) -> None:
     if not condition:
-        raise ConfigError(f"{name} must be {expected}, got {value!r}: change it in the config or with --set {name}=...")
+        raise ConfigError(
+            f"{name} must be {expected}, got {value!r}: change it in the config or with --set {name}=..."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +198,12 @@ class WarmupConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _need(bool(self.data.captions or self.data.text), "data.text", self.data.text, "at least one caption file")
+        _need(
+            bool(self.data.captions or self.data.text),
+            "data.text",
+            self.data.text,
+            "at least one caption file",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +277,9 @@ class InitConfig:
         _need(self.run != "", "run", self.run, "the checkpoint folder to write")
         _need(self.model != "", "model", self.model, "an architecture file")
         _need(self.min_count >= 1, "min_count", self.min_count, "at least 1")
-        _need(bool(self.data.captions or self.data.text), "data.captions", self.data.captions, "a captions file")
+        _need(
+            bool(self.data.captions or self.data.text), "data.captions", self.data.captions, "a captions file"
+        )
 
 
 STAGES: dict[str, type[TrainConfig] | type[InitConfig]] = {
@@ -340,7 +349,9 @@ def load_config(path: Path, *, stage: str, overrides: Sequence[str] = ()) -> Tra
     try:
         values = _parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {error.strerror}; give an existing TOML file") from error
+        raise ConfigError(
+            f"cannot read the config {path}: {error.strerror}; give an existing TOML file"
+        ) from error
     except ValueError as error:
         raise ConfigError(f"{path} is not TOML: {error}; correct that line") from error
     for override in overrides:

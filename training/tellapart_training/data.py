@@ -70,7 +70,9 @@ def normalise_caption(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip(" ,")
 
 
-def read_captions(path: Path, *, bad_lines: str = "error", report: ReadReport | None = None) -> list[CaptionRecord]:
+def read_captions(
+    path: Path, *, bad_lines: str = "error", report: ReadReport | None = None
+) -> list[CaptionRecord]:
     """Read a captions file of any known kind.
 
     Args:
@@ -91,7 +93,9 @@ def read_captions(path: Path, *, bad_lines: str = "error", report: ReadReport | 
     reader = _Reader(path, bad_lines, report if report is not None else ReadReport())
     records = list(reader.read(text))
     if not records:
-        raise DataError(f"{path} holds no captions: expected JSON lines, COCO or Karpathy JSON, or Flickr8k tokens")
+        raise DataError(
+            f"{path} holds no captions: expected JSON lines, COCO or Karpathy JSON, or Flickr8k tokens"
+        )
     return records
 
 
@@ -104,7 +108,9 @@ class _Reader:
     def bad(self, line: int, problem: str) -> None:
         message = f"{self.path}:{line}: {problem}"
         if self.bad_lines == "error":
-            raise DataError(f'{message}; correct the line, or set data.bad_lines = "skip" to go on without it')
+            raise DataError(
+                f'{message}; correct the line, or set data.bad_lines = "skip" to go on without it'
+            )
         self.report.bad_lines.append(message)
 
     def read(self, text: str) -> Iterator[CaptionRecord]:
@@ -176,7 +182,9 @@ class _Reader:
         for index, note in enumerate(whole["annotations"], start=1):
             caption = note.get("caption") if isinstance(note, dict) else None
             if not isinstance(caption, str) or not caption.strip() or note.get("image_id") not in names:
-                self.bad(index, "entry of 'annotations' without a caption, or of an image that 'images' lacks")
+                self.bad(
+                    index, "entry of 'annotations' without a caption, or of an image that 'images' lacks"
+                )
                 continue
             captions.setdefault(names[note["image_id"]], []).append(caption)
         for name, texts in captions.items():

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tellapart.errors import ConfigError, DataError
 
+from tellapart.errors import ConfigError, DataError
 from tellapart_training.augment import Truths, augment, keyed_generator
 from tellapart_training.config import AugmentConfig
 

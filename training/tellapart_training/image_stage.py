@@ -23,7 +23,13 @@ from tellapart_training.batches import (
 )
 from tellapart_training.captioning import captions_of
 from tellapart_training.config import AugmentConfig, ImageStageConfig
-from tellapart_training.data import CaptionRecord, ReadReport, normalised_records, read_captions, split_records
+from tellapart_training.data import (
+    CaptionRecord,
+    ReadReport,
+    normalised_records,
+    read_captions,
+    split_records,
+)
 from tellapart_training.features import Trunk, feature_cache, onnx_trunk
 from tellapart_training.images import ImageSource, pixel_cache
 from tellapart_training.losses import caption_inputs_and_labels, mle_loss
@@ -169,7 +175,9 @@ class ImageStage:
 def image_features(pair: TrainedPair, data: CaptionedImages, rows: range, device: torch.device) -> Tensor:
     """Features of some images as they are, (b, N, C) float32."""
     if data.features is not None:
-        return torch.from_numpy(np.asarray(data.features[rows.start : rows.stop, 0], dtype=np.float32)).to(device)
+        return torch.from_numpy(np.asarray(data.features[rows.start : rows.stop, 0], dtype=np.float32)).to(
+            device
+        )
     pixels = np.array(data.pixels[rows.start : rows.stop])  # type: ignore[index]
     return pair.network.features(torch.from_numpy(pixels).to(device))
 

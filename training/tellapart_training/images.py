@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
 from tellapart.errors import DataError, ImageError
 from tellapart.image import load_image
 from tellapart.manifest import Preprocessing
@@ -51,7 +52,9 @@ class ImageSource:
                     if member.isfile():
                         self._offsets[Path(member.name).name] = (member.offset_data, member.size)
         except (tarfile.TarError, OSError) as error:
-            raise DataError(f"{self.path} is not an uncompressed .tar ({error}); unpack it or store it plain") from error
+            raise DataError(
+                f"{self.path} is not an uncompressed .tar ({error}); unpack it or store it plain"
+            ) from error
 
     @property
     def identity(self) -> str:
@@ -75,7 +78,9 @@ class ImageSource:
         """
         if self._is_tar:
             if name not in self._offsets:
-                raise DataError(f"{self.path} has no image {name!r}: correct the captions file or data.images")
+                raise DataError(
+                    f"{self.path} has no image {name!r}: correct the captions file or data.images"
+                )
             offset, size = self._offsets[name]
             with self.path.open("rb") as archive:
                 archive.seek(offset)
@@ -142,7 +147,9 @@ def _decode_all(
         try:
             pixels[row] = to_pixels(source.read(name), preprocessing)
         except ImageError as error:
-            raise DataError(f"image {name!r} of {source.path}: {error}; leave it out of the captions file") from error
+            raise DataError(
+                f"image {name!r} of {source.path}: {error}; leave it out of the captions file"
+            ) from error
         if row % 1000 == 999:
             say(f"decoded {row + 1} of {len(names)} images")
     pixels.flush()

@@ -53,5 +53,7 @@ def initialise(config: InitConfig) -> Path:
     facts = {"stage": "init", "seed": config.seed, "min_count": config.min_count, "texts": len(texts)}
     save_checkpoint(target, network, vocabulary=vocabulary, extra=facts)
     count = sum(parameter.numel() for parameter in network.parameters())
-    say_on_stderr(f"{target}: {len(vocabulary)} pieces from {len(texts)} texts, {count / 1e6:.1f} M parameters")
+    say_on_stderr(
+        f"{target}: {len(vocabulary)} pieces from {len(texts)} texts, {count / 1e6:.1f} M parameters"
+    )
     return target

@@ -21,9 +21,9 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from tellapart.errors import ConfigError
 from torch import Tensor, nn
 
+from tellapart.errors import ConfigError
 from tellapart_training.augment import keyed_generator
 from tellapart_training.config import PARTS, OptimizerConfig, TrainConfig
 from tellapart_training.run_folder import Progress, RunFolder, duration
@@ -114,7 +114,9 @@ def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.A
         if parameter.requires_grad:
             groups.setdefault((part, parameter.ndim >= 2), []).append(parameter)
     if not groups:
-        raise ConfigError("nothing is trained: every optimizer.lr_multipliers is 0 or belongs to another stage")
+        raise ConfigError(
+            "nothing is trained: every optimizer.lr_multipliers is 0 or belongs to another stage"
+        )
     described = [
         {
             "params": parameters,
@@ -168,7 +170,9 @@ def set_training(network: nn.Module) -> None:
 class Run:
     """One stage on its way through its epochs."""
 
-    def __init__(self, config: TrainConfig, stage: Stage, accelerator: Accelerator, folder: RunFolder) -> None:
+    def __init__(
+        self, config: TrainConfig, stage: Stage, accelerator: Accelerator, folder: RunFolder
+    ) -> None:
         self.config, self.stage, self.accelerator, self.folder = config, stage, accelerator, folder
         self.network = stage.network
         self.raw_optimizer = make_optimizer(self.network, config.optimizer)
@@ -220,7 +224,9 @@ class Run:
                 finished=True, steps=self.step, elapsed_s=round(self.elapsed_s, 1), best=self.best,
                 processes=self.accelerator.num_processes, device=str(self.accelerator.device),
             )  # fmt: skip
-            progress.say(f"{self.stage.name}: {self.step} steps in {duration(self.elapsed_s)}, best {self.best}")
+            progress.say(
+                f"{self.stage.name}: {self.step} steps in {duration(self.elapsed_s)}, best {self.best}"
+            )
         return dict(self.folder.facts)
 
     def _train_step(self, epoch: int, position: int) -> dict[str, Tensor]:
@@ -239,7 +245,9 @@ class Run:
                 values = self.objective(**batch)
                 self.accelerator.backward(values["loss"] / config.accumulate)
             for name, value in values.items():
-                totals[name] = totals.get(name, torch.zeros(())) + value.detach().float().cpu() / config.accumulate
+                totals[name] = (
+                    totals.get(name, torch.zeros(())) + value.detach().float().cpu() / config.accumulate
+                )
         if config.clip_norm:
             norm = self.accelerator.clip_grad_norm_(list(self.trained.values()), config.clip_norm)
             totals["grad_norm"] = torch.as_tensor(norm).float().cpu()
@@ -276,7 +284,13 @@ class Run:
                 figures, samples = self.stage.evaluate(epoch)
                 seconds = time.monotonic() - started_s
                 self.folder.log(
-                    {"kind": "evaluation", "step": self.step, "epoch": epoch, **figures, "seconds": round(seconds, 2)}
+                    {
+                        "kind": "evaluation",
+                        "step": self.step,
+                        "epoch": epoch,
+                        **figures,
+                        "seconds": round(seconds, 2),
+                    }
                 )
                 for sample in samples:
                     self.folder.log({"step": self.step, "epoch": epoch, **sample}, name="samples.jsonl")
@@ -315,11 +329,19 @@ class Run:
                 "elapsed_s": self.elapsed_s,
                 "best": self.best,
             }
-            save_state(self.folder.states, step=self.step, tensors=tensors, facts=facts, keep=self.config.loop.keep_states)
+            save_state(
+                self.folder.states,
+                step=self.step,
+                tensors=tensors,
+                facts=facts,
+                keep=self.config.loop.keep_states,
+            )
         self.accelerator.wait_for_everyone()
 
 
-def run_steps(config: TrainConfig, stage: Stage, accelerator: Accelerator, *, folder: RunFolder, resume: bool) -> dict[str, Any]:
+def run_steps(
+    config: TrainConfig, stage: Stage, accelerator: Accelerator, *, folder: RunFolder, resume: bool
+) -> dict[str, Any]:
     """Train one stage to its end.
 
     Args:

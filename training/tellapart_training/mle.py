@@ -19,7 +19,13 @@ from tellapart_training.features import Trunk
 from tellapart_training.image_stage import ImageStage, load_image_data
 from tellapart_training.images import say_on_stderr
 from tellapart_training.loop import make_accelerator, run_steps
-from tellapart_training.losses import IGNORED, caption_inputs_and_labels, mle_loss, process_count, sum_over_processes
+from tellapart_training.losses import (
+    IGNORED,
+    caption_inputs_and_labels,
+    mle_loss,
+    process_count,
+    sum_over_processes,
+)
 from tellapart_training.pair import TrainedPair, open_pair
 from tellapart_training.retriever import pair_contrast
 from tellapart_training.run_folder import RunFolder

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from tellapart.manifest import Preprocessing, Vocabulary
 from tellapart.tokenizer import Tokenizer
 from tellapart_model.checkpoint import load_checkpoint, save_checkpoint
 from tellapart_model.compact import CompactPair
 from tellapart_model.config import CompactConfig
-from torch import Tensor
-
 from tellapart_training.state import named_tensors
 
 

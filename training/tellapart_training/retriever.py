@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tellapart_model.compact import CompactPair
 from torch import Tensor, nn
 
+from tellapart_model.compact import CompactPair
 from tellapart_training.config import RetrieverConfig
 from tellapart_training.features import Trunk
 from tellapart_training.image_stage import ImageStage, load_image_data
@@ -67,7 +67,9 @@ class RetrieverObjective(nn.Module):
         return {"loss": loss, "accuracy": accuracy, "scale": self.network.logit_scale.detach()}
 
 
-def train_retriever(config: RetrieverConfig, *, resume: bool = False, trunk: Trunk | None = None) -> dict[str, Any]:
+def train_retriever(
+    config: RetrieverConfig, *, resume: bool = False, trunk: Trunk | None = None
+) -> dict[str, Any]:
     """Train the retriever.
 
     Args:

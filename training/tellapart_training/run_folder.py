@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from tellapart.errors import ConfigError
-
 from tellapart_training.config import TrainConfig, changed_keys, config_to_dict, config_to_toml
 
 # What may change between a run and its resumption: nothing here touches a weight.
@@ -45,7 +44,9 @@ class RunFolder:
         settled = {"stage": stage, **config_to_dict(config)}
         if written.exists():
             if not resume:
-                raise ConfigError(f"{self.path} already holds a run: add --resume to go on, or choose another run folder")
+                raise ConfigError(
+                    f"{self.path} already holds a run: add --resume to go on, or choose another run folder"
+                )
             before = json.loads(written.read_text(encoding="utf-8"))
             changed = [key for key in changed_keys(before, settled) if key not in _FREE_KEYS]
             if changed:
@@ -152,7 +153,9 @@ class Progress:
         each = (now - self.started_s) / max(1, step - self.first)
         text = " ".join(f"{name} {value:.4g}" for name, value in values.items())
         line = f"epoch {epoch} step {step}/{self.total} {text} {each:.2f} s/step {duration((self.total - step) * each)} left"
-        print(f"\r{line}\x1b[K" if self.tty else line, end="" if self.tty else "\n", file=sys.stderr, flush=True)
+        print(
+            f"\r{line}\x1b[K" if self.tty else line, end="" if self.tty else "\n", file=sys.stderr, flush=True
+        )
 
     def say(self, text: str) -> None:
         """A line of its own."""

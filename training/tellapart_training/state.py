@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tellapart.errors import CheckpointError
 from torch import Tensor, nn
+
+from tellapart.errors import CheckpointError
 
 _PREFIX = "step-"
 
@@ -47,7 +48,9 @@ def restore_optimizer(
     for key, value in flat.items():
         kind, _, name = key.partition(":")
         if name not in parameters:
-            raise CheckpointError(f"the saved state trains {name!r}, which this model does not: start a new run folder")
+            raise CheckpointError(
+                f"the saved state trains {name!r}, which this model does not: start a new run folder"
+            )
         optimizer.state[parameters[name]][kind] = value.to(parameters[name].device)
 
 
@@ -70,7 +73,12 @@ def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], wha
 
 
 def save_state(
-    folder: Path, *, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any], keep: int
+    folder: Path,
+    *,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    facts: Mapping[str, Any],
+    keep: int,
 ) -> None:
     """Write one state and remove all but the newest `keep`.
 
@@ -117,7 +125,9 @@ def load_newest_state(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[
         facts = json.loads((states[-1] / "state.json").read_text(encoding="utf-8"))
         tensors = {file.stem: load_file(file) for file in sorted(states[-1].glob("*.safetensors"))}
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"state {states[-1]} is damaged ({error}): delete it to resume from an older one") from error
+        raise CheckpointError(
+            f"state {states[-1]} is damaged ({error}): delete it to resume from an older one"
+        ) from error
     return tensors, facts
 
 

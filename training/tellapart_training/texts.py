@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from tellapart_training.config import DataConfig
-from tellapart_training.data import CaptionRecord, ReadReport, normalised_records, read_captions, split_records
+from tellapart_training.data import (
+    CaptionRecord,
+    ReadReport,
+    normalised_records,
+    read_captions,
+    split_records,
+)
 from tellapart_training.images import say_on_stderr
 
 
@@ -31,7 +37,10 @@ def load_texts(config: DataConfig, *, seed: int) -> tuple[list[str], list[str]]:
 
     if config.captions:
         chosen, held = split_records(
-            read(config.captions), train_splits=config.train_splits, tuning_images=config.tuning_images, seed=seed
+            read(config.captions),
+            train_splits=config.train_splits,
+            tuning_images=config.tuning_images,
+            seed=seed,
         )
         train.extend(text for record in chosen for text in record.captions)
         tuning.extend(text for record in held for text in record.captions)

@@ -17,7 +17,13 @@ from tellapart_training.batches import Share, TextBatches, fitting_batch_size, p
 from tellapart_training.config import WarmupConfig
 from tellapart_training.images import say_on_stderr
 from tellapart_training.loop import make_accelerator, part_of, run_steps
-from tellapart_training.losses import IGNORED, caption_inputs_and_labels, mle_loss, process_count, sum_over_processes
+from tellapart_training.losses import (
+    IGNORED,
+    caption_inputs_and_labels,
+    mle_loss,
+    process_count,
+    sum_over_processes,
+)
 from tellapart_training.pair import TrainedPair, no_image, open_pair
 from tellapart_training.run_folder import RunFolder
 from tellapart_training.texts import load_texts
@@ -68,7 +74,9 @@ class WarmupStage:
         nats, tokens = 0.0, 0
         with torch.inference_mode():
             for start in range(0, len(self._tuning), 128):
-                ids = pad_ids(self._tuning[start : start + 128], self._pair.tokenizer.pad_id).to(self._batches.device)
+                ids = pad_ids(self._tuning[start : start + 128], self._pair.tokenizer.pad_id).to(
+                    self._batches.device
+                )
                 inputs, labels = caption_inputs_and_labels(ids, self._pair.tokenizer.pad_id)
                 logits = self.network.decoder(inputs, no_image(self._pair, len(ids), ids.device))
                 nats += float(mle_loss(logits, labels))

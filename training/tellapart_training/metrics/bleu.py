@@ -13,7 +13,9 @@ _ORDERS = 4
 _SMALL, _TINY = 1e-9, 1e-15
 
 
-def corpus_bleu(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> list[float]:
+def corpus_bleu(
+    candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
+) -> list[float]:
     """BLEU-1 to BLEU-4 over a corpus.
 
     Args:

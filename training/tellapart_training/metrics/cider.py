@@ -70,7 +70,9 @@ class DocumentFrequencies:
             counts = {tuple(key.split(" ")): int(count) for key, count in stored["counts"].items()}
             return cls(int(stored["documents"]), counts)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} holds no document frequencies ({error}): write them with --write-df") from error
+            raise DataError(
+                f"{path} holds no document frequencies ({error}): write them with --write-df"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,9 @@ def _similarity(candidate: _Vector, reference: _Vector) -> float:
         candidate.weights, reference.weights, candidate.norms, reference.norms, strict=True
     ):
         if norm and other:
-            product = sum(min(weight, theirs.get(ngram, 0.0)) * theirs.get(ngram, 0.0) for ngram, weight in ours.items())
+            product = sum(
+                min(weight, theirs.get(ngram, 0.0)) * theirs.get(ngram, 0.0) for ngram, weight in ours.items()
+            )
             total += product / (norm * other)
     return total * penalty / _ORDERS
 
@@ -124,5 +128,7 @@ def cider_d(
     scores = []
     for words, texts in zip(candidates, references, strict=True):
         candidate = _vector(words, known)
-        scores.append(10 * sum(_similarity(candidate, _vector(text, known)) for text in texts) / max(1, len(texts)))
+        scores.append(
+            10 * sum(_similarity(candidate, _vector(text, known)) for text in texts) / max(1, len(texts))
+        )
     return scores

@@ -19,7 +19,9 @@ def common_subsequence_length(first: Sequence[str], second: Sequence[str]) -> in
     return row[-1]
 
 
-def rouge_l(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> list[float]:
+def rouge_l(
+    candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
+) -> list[float]:
     """ROUGE-L of each candidate.
 
     Precision and recall are each the best over the references, then combined.
@@ -35,7 +37,9 @@ def rouge_l(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[S
     for words, texts in zip(candidates, references, strict=True):
         lengths = [common_subsequence_length(words, text) for text in texts]
         precision = max((length / max(1, len(words)) for length in lengths), default=0.0)
-        recall = max((length / max(1, len(text)) for length, text in zip(lengths, texts, strict=True)), default=0.0)
+        recall = max(
+            (length / max(1, len(text)) for length, text in zip(lengths, texts, strict=True)), default=0.0
+        )
         if precision and recall:
             scores.append((1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision))
         else:
