@@ -26,12 +26,21 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).reshape(b, t, h * d)
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Scaled dot-product attention without a mask: (b, h, t, d), (b, h, n, d) twice -> (b, h, t, d).
+def attend(query: Tensor, keys: Tensor, values: Tensor, barred: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention: (b, h, t, d), (b, h, n, d) twice -> (b, h, t, d).
 
-    Written out so that the exported graph is MatMul, Softmax, MatMul and nothing else.
+    Written out so that the exported graph is MatMul, Softmax, MatMul and nothing else; on CPUs the backward pass
+    is also several times faster than that of torch's fused kernel at these small sizes.
+
+    Args:
+        query: (b, h, t, d).
+        keys: (b, h, n, d).
+        values: (b, h, n, d).
+        barred: (t, n) bool, True where attention is not allowed.
     """
     scores = torch.matmul(query * query.shape[-1] ** -0.5, keys.transpose(-1, -2))
+    if barred is not None:
+        scores = scores.masked_fill(barred, float("-inf"))
     return torch.matmul(scores.softmax(-1), values)
 
 
@@ -62,11 +71,12 @@ class DecoderLayer(nn.Module):
     def forward(self, x: Tensor, cross_keys: Tensor, cross_values: Tensor) -> Tensor:
         """Whole sequences under a causal mask: (b, t, w) -> (b, t, w)."""
         query, keys, values = self.self_qkv(self.self_norm(x)).chunk(3, -1)
-        attended = F.scaled_dot_product_attention(
+        future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
+        attended = attend(
             split_heads(query, self.heads),
             split_heads(keys, self.heads),
             split_heads(values, self.heads),
-            is_causal=True,
+            future,
         )
         return self._finish(x, attended, cross_keys, cross_values)
 
@@ -82,7 +92,7 @@ class DecoderLayer(nn.Module):
 
 
 class CaptionDecoder(nn.Module):
-    """Token ids and the image's keys and values -> next-token logits; input and output embeddings are tied."""
+    """Token ids and the image's keys and values -> next-token logits; embeddings are tied to the output."""
 
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()
