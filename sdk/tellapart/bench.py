@@ -57,7 +57,8 @@ class BenchReport:
 
     rounds: int
     stages: Mapping[str, StageTimes]
-    """By name: "open" once, then the stages of a caption, "total" and "text"."""
+    """By name: the stages of a caption ("load" is the opening of bundle and graphs, over with the first
+    caption), "total" of one call, and "text", a caption embedded."""
 
     tokens_per_s: float
     """Pieces of the captions over the whole time of decoding; more beams cost time and add no piece."""
@@ -107,11 +108,8 @@ def bench(
         captioners: list[Captioner] = []
         samples: list[list[dict[str, float]]] = []
         tokens = [0] * len(bundles)
-        opened_ms: list[float] = []
         for bundle in bundles:
-            started_s = time.perf_counter()
             captioners.append(stack.enter_context(Captioner.open(bundle, runtime=runtime)))
-            opened_ms.append(_since_ms(started_s))
             samples.append([])
         for turn in range(rounds):
             # Whoever goes second finds the image in the cache, so they take turns in that too.
@@ -122,7 +120,7 @@ def bench(
                 tokens[index] += len(caption.token_ids)
         rss_mib = peak_rss_mib() if len(bundles) == 1 else None
         return tuple(
-            _report(captioners[index], samples[index], opened_ms[index], tokens[index], rss_mib)
+            _report(captioners[index], samples[index], tokens[index], rss_mib)
             for index in range(len(bundles))
         )
 
@@ -144,11 +142,10 @@ def _one_round(
 def _report(
     captioner: Captioner,
     samples: list[dict[str, float]],
-    opened_ms: float,
     tokens: int,
     rss_mib: float | None,
 ) -> BenchReport:
-    stages = {"open": StageTimes(first_ms=opened_ms, p50_ms=opened_ms, p95_ms=opened_ms)}
+    stages = {}
     for stage in samples[0]:
         first, *later = (sample[stage] for sample in samples if stage in sample)
         p50, p95 = np.percentile(later or [first], [50, 95])

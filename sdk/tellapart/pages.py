@@ -128,7 +128,7 @@ other one.</p>
 </div>
 <h2>How close every caption is to every picture</h2>
 {_heat_table(result, photos)}
-<p class="soft small">Cosine of caption and picture. Framed: its own picture. Bold: the closest of the row.</p>
+<p class="soft small">Cosine of caption and picture. Framed: the own picture. Bold: the closest one.</p>
 <p class="soft small">Model {escape(model)}.</p>
 </body>
 </html>

@@ -7,12 +7,15 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from tellapart.backends import open_session
+import numpy as np
+
+from tellapart.backends import TARGET_OF, open_session
 from tellapart.bundle import Bundle, open_bundle
 from tellapart.commands.choices import runtime_options
-from tellapart.errors import UsageError
+from tellapart.errors import BackendError, UsageError
 from tellapart.manifest import TensorSpec
 from tellapart.tokenizer import Tokenizer
+from tellapart.types import RuntimeOptions
 
 __all__ = ["run"]
 
@@ -63,7 +66,7 @@ def _verify(bundle: Bundle, args: argparse.Namespace) -> int:
     Tokenizer.from_bundle(bundle)
     roles = tuple(dict.fromkeys(graph.role for graph in bundle.manifest.graphs))
     for role in roles:
-        open_session(bundle, role, runtime).close()
+        _check_shapes(bundle, role, runtime)
     files = len(bundle.manifest.files)
     if args.json:
         print(
@@ -72,6 +75,40 @@ def _verify(bundle: Bundle, args: argparse.Namespace) -> int:
     else:
         print(f"{bundle.name}: {files} files and {len(roles)} graphs are what the manifest says")
     return 0
+
+
+def _check_shapes(bundle: Bundle, role: str, runtime: RuntimeOptions) -> None:
+    """Run a graph once on zeros and compare what comes out with the graph table.
+
+    Raises:
+        BackendError: the runtime refuses graph or inputs, or an output has another shape or dtype.
+    """
+    session = open_session(bundle, role, runtime)
+    try:
+        graph = bundle.graph(role, TARGET_OF[session.backend])
+        # Every free dimension is 1; an output may have more that no input names, such as past + 1.
+        free = {size for tensor in graph.inputs for size in tensor.shape if isinstance(size, str)}
+        feeds = {
+            tensor.name: np.zeros(
+                [size if isinstance(size, int) else 1 for size in tensor.shape], tensor.dtype
+            )
+            for tensor in graph.inputs
+        }
+        results = session.run(feeds)
+        for tensor in graph.outputs:
+            have = results[tensor.name]
+            sizes = zip(tensor.shape, have.shape, strict=False)
+            fits = len(tensor.shape) == have.ndim and all(
+                size == (1 if want in free else want) or (isinstance(want, str) and want not in free)
+                for want, size in sizes
+            )
+            if have.dtype != tensor.dtype or not fits:
+                raise BackendError(
+                    f"{graph.file} of {bundle.name} gives {tensor.name} as {have.dtype} {have.shape} where the "
+                    f"manifest says {tensor.dtype} {tensor.shape}; export the bundle again"
+                )
+    finally:
+        session.close()
 
 
 def _size_mib(bundle: Bundle) -> float:
