@@ -15,7 +15,7 @@ never renormalised over the tokens that were allowed, so they compare between op
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
@@ -114,14 +114,14 @@ def greedy(step: Step[CacheT], cache: CacheT, *, rules: Rules) -> list[Hypothesi
     return _collect(_walk(step, cache, rules, _likeliest), cache.rows, rules)
 
 
-def stream(step: Step[CacheT], cache: CacheT, *, rules: Rules) -> Iterator[int]:
+def stream(step: Step[CacheT], cache: CacheT, *, rules: Rules) -> Generator[int, None, None]:
     """As `greedy` for a cache of one row, token by token; stops early when the caller does.
 
     Yields:
         The ids of the pieces, the end mark not.
     """
     for _, ids, _ in _walk(step, cache, rules, _likeliest):
-        if ids[0] != rules.end_id:
+        if len(ids) and ids[0] != rules.end_id:  # the step after the last piece may bring no end mark
             yield int(ids[0])
 
 
@@ -312,7 +312,8 @@ class _Beams:
 
     def is_settled(self, rules: Rules, *, beams: int, n_best: int, stop: StopRule) -> bool:
         """Whether no live beam can still come among the n best."""
-        if not len(self.totals):
+        # One beam that has ended is where greedy search ends; its second choice would be a second beam.
+        if not len(self.totals) or (beams == 1 and self.ended):
             return True
         if len(self.ended) < (n_best if stop == "exact" else beams):
             return False
