@@ -64,7 +64,11 @@ def main(path: Path) -> int:
 
 def _flat(scores: dict[str, object]) -> list[float]:
     bleu = scores["bleu"]
-    return [float(str(scores["cider_d"])), *(bleu if isinstance(bleu, list) else []), float(str(scores["rouge_l"]))]
+    return [
+        float(str(scores["cider_d"])),
+        *(bleu if isinstance(bleu, list) else []),
+        float(str(scores["rouge_l"])),
+    ]
 
 
 if __name__ == "__main__":

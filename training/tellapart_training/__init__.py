@@ -1,1 +1,1 @@
-"""The server side of tellapart: data, losses, resumable loops and measurements. Nothing imports it but the CLI."""
+"""The server side: data, losses, resumable loops, measurements. Nothing imports it but the CLI."""

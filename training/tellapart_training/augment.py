@@ -1,9 +1,9 @@
 """Changes of an image under which its captions stay true.
 
-A mirror image makes "left" a lie and a colour shift makes "red" one, so each image carries two flags made from
-all its captions. Everything else (crop, brightness, contrast) is mild. Parameters are drawn on the CPU from a
-generator keyed by (seed, epoch, index): what an image looks like in an epoch depends neither on the batch it is in
-nor on where a run was interrupted. One bilinear resampling does mirror and crop together.
+A mirror image makes "left" a lie and a colour shift makes "red" one, so each image carries two flags made
+from all its captions. Everything else (crop, brightness, contrast) is mild. Parameters are drawn on the CPU
+from a generator keyed by (seed, epoch, index): what an image looks like in an epoch depends neither on the
+batch it is in nor on where a run was interrupted. One bilinear resampling does mirror and crop together.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """From caption records to batches of tensors, each a function of (seed, epoch, step) alone.
 
-Axis letters: b images of a process's share, c captions per image, t tokens, s pixels, N image tokens, C channels.
+Axis letters: b images of a process's share, c captions per image, t tokens, s pixels, N image tokens, C
+channels.
 """
 
 from __future__ import annotations
@@ -108,8 +109,8 @@ def fitting_batch_size(asked: int, count: int, *, accumulate: int, processes: in
     size = min(asked, count // unit * unit)
     if size == 0 or size % unit:
         raise DataError(
-            f"a batch of {asked} from {count} rows cannot be cut evenly into {accumulate} parts for {processes} "
-            "processes: change optimizer.batch_size, or add data"
+            f"a batch of {asked} from {count} rows cannot be cut evenly into {accumulate} parts "
+            f"for {processes} processes: change optimizer.batch_size, or add data"
         )
     return size
 
@@ -130,6 +131,7 @@ class ImageBatches:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Whole batches; the rest of the order waits for another epoch."""
         return len(self.data) // self.batch_size
 
     def batch(self, epoch: int, step: int, part: int) -> dict[str, Tensor | None]:
@@ -203,6 +205,7 @@ class TextBatches:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Whole batches; the rest of the order waits for another epoch."""
         return len(self.ids) // self.batch_size
 
     def batch(self, epoch: int, step: int, part: int) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""`tellapart train init|warmup|mle|retriever` and `tellapart evaluate`; torch is imported by the verb that needs it."""
+"""`tellapart train init|warmup|mle|retriever` and `tellapart evaluate`; torch only where needed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: begins with the verb, `train` or `evaluate`.
 
     Returns:
-        0 done, 1 something failed, 2 usage, a wrong config or a missing extra (`TellapartError` is left to the
-        caller's table only when it comes through `tellapart.cli`).
+        0 done, 1 something failed, 2 usage, a wrong config or a missing extra (`TellapartError` is left to
+        the caller's table only when it comes through `tellapart.cli`).
     """
     arguments = _parser().parse_args(list(sys.argv[1:] if argv is None else argv))
     if arguments.verb == "train":
@@ -40,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     options = EvaluateOptions(
         images=arguments.images, captions=arguments.captions, split=arguments.split, model=arguments.model,
-        checkpoint=arguments.checkpoint, out=arguments.out, captions_out=arguments.captions_out, beams=arguments.beams,
-        limit=arguments.limit, batch_size=arguments.batch_size, threads=arguments.threads, df=arguments.df,
+        checkpoint=arguments.checkpoint, out=arguments.out, captions_out=arguments.captions_out,
+        beams=arguments.beams, limit=arguments.limit, batch_size=arguments.batch_size,
+        threads=arguments.threads, df=arguments.df,
         resume=arguments.resume,
     )  # fmt: skip
     report = evaluate(options)

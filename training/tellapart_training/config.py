@@ -1,8 +1,8 @@
 """What a training run is told: dataclasses read from TOML, checked on the way in, written back resolved.
 
-A stage (`warmup`, `mle`, `retriever`) is one frozen dataclass; the parts they share are nested dataclasses and
-TOML tables of the same names. Unknown keys are refused with the nearest known name, because a misspelt key that
-is silently ignored costs a night of training. Paths are taken relative to the current directory.
+A stage (`warmup`, `mle`, `retriever`) is one frozen dataclass; the parts they share are nested dataclasses
+and TOML tables of the same names. Unknown keys are refused with the nearest known name, because a misspelt
+key that is silently ignored costs a night of training. Paths are taken relative to the current directory.
 """
 
 from __future__ import annotations
@@ -211,15 +211,15 @@ class ImageStageConfig(TrainConfig):
     """What the two stages that look at images share."""
 
     trunk: str = "tuned"
-    """`tuned`: the trunk runs in every step and learns if its multiplier is above 0; `frozen`: its features are
-    computed once for a few augmented views of each image and read back from disk."""
+    """`tuned`: the trunk runs in every step and learns if its multiplier is above 0; `frozen`: its features
+    are computed once for a few augmented views of each image and read back from disk."""
     trunk_first_block: int = 0
     """With `trunk = "tuned"`: the stem and the blocks before this one do not learn; 0 lets all learn."""
     trunk_depthwise: bool = True
-    """With `trunk = "tuned"`: whether depthwise filters learn; their gradients cost most of a step on a CPU."""
+    """With `trunk = "tuned"`: whether depthwise filters learn; their gradients are most of a CPU step."""
     features_from: str = ""
-    """With `trunk = "frozen"`: an .onnx graph (`pixels` -> `features`) that stands for the trunk, so that heads
-    are trained against the trunk that will ship. Empty: the checkpoint's own trunk."""
+    """With `trunk = "frozen"`: an .onnx graph (`pixels` -> `features`) that stands for the trunk, so that
+    heads are trained against the trunk that will ship. Empty: the checkpoint's own trunk."""
     views: int = 4
     """Cached views of each training image; the first is the image as it is."""
     captions_per_image: int = 5

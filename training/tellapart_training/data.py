@@ -1,8 +1,8 @@
 """Caption records: read from four kinds of file, normalised, split, and cut into batches of token ids.
 
 Readers know our JSON lines, COCO JSON, Karpathy JSON and Flickr8k token files, told apart by what is inside.
-Every bad line is named with file, line number and what to do; `skip` mode counts them instead, so that nothing
-is dropped in silence.
+Every bad line is named with file, line number and what to do; `skip` mode counts them instead, so that
+nothing is dropped in silence.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def normalise_caption(text: str) -> str:
     """A caption as the models learn it: lower case, no final stop, no stray punctuation.
 
     Hyphens, apostrophes, ampersands and slashes stay where they join letters, commas stay and hug the word
-    before them; everything else that is not a letter or a digit goes. "A dog 's tri-colored coat , wet ." becomes
-    "a dog's tri-colored coat, wet".
+    before them; everything else that is not a letter or a digit goes. "A dog 's tri-colored coat , wet ."
+    becomes "a dog's tri-colored coat, wet".
     """
     text = text.lower().replace("\u2019", "'").replace("`", "'")
     text = _CLITIC.sub(r"'\1", text)
@@ -252,7 +252,7 @@ def split_records(
     if len(chosen) <= tuning_images:
         known = ", ".join(sorted({repr(record.split) for record in records}))
         raise DataError(
-            f"splits {list(train_splits)} hold {len(chosen)} images, of which {tuning_images} are to be held back: "
+            f"splits {list(train_splits)} hold {len(chosen)} images, {tuning_images} of them to hold back: "
             f"the file has splits {known}; correct data.train_splits or lower data.tuning_images"
         )
     names = sorted(record.image for record in chosen)

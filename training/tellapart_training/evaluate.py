@@ -1,16 +1,17 @@
 """Measure a captioner and retriever on a split: `evaluate(options)` from top to bottom.
 
-A device bundle runs through the SDK, as a user would run it, without torch; a training checkpoint runs in torch.
-Captions are scored against the references as the file has them; retrieval queries are normalised captions, as the
-text tower learnt them. Document frequencies of CIDEr-D come from all references of the split, even where `limit`
-scores fewer images, so that a quick look and a full run are on one scale.
+A device bundle runs through the SDK, as a user would run it, without torch; a training checkpoint runs in
+torch. Captions are scored against the references as the file has them; retrieval queries are normalised
+captions, as the text tower learnt them. Document frequencies of CIDEr-D come from all references of the
+split, even where `limit` scores fewer images, so that a quick look and a full run are on one scale.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,12 +116,7 @@ def evaluate(options: EvaluateOptions) -> EvaluationReport:
     )
     chosen = records[: options.limit or len(records)]
     references = references[: len(chosen)]
-    opened: Callable[[], Subject] = (
-        (lambda: checkpoint_subject(options.checkpoint, beams=options.beams, threads=options.threads))
-        if options.checkpoint is not None
-        else (lambda: bundle_subject(options.model, beams=options.beams, threads=options.threads))
-    )
-    with opened() as subject:
+    with _open_subject(options) as subject:
         captions, embeddings = _look_at_all(subject, chosen, options)
         figures = caption_figures(captions, references, frequencies)
         if subject.can_retrieve:
@@ -140,6 +136,12 @@ def evaluate(options: EvaluateOptions) -> EvaluationReport:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(options.out, report.to_json() + "\n")
     return report
+
+
+def _open_subject(options: EvaluateOptions) -> AbstractContextManager[Subject]:
+    if options.checkpoint is not None:
+        return checkpoint_subject(options.checkpoint, beams=options.beams, threads=options.threads)
+    return bundle_subject(options.model, beams=options.beams, threads=options.threads)
 
 
 def caption_figures(

@@ -1,7 +1,7 @@
-"""Features of a trunk that does not learn: computed once for a few augmented views of each image, read back from disk.
+"""Features of a trunk that does not learn: a few augmented views of each image, kept on disk.
 
-The trunk is a function from pixels to features. It may be the checkpoint's own or a graph that stands for it, such as
-the INT8 trunk that will ship, so that the heads learn to read exactly what they will be given.
+The trunk is a function from pixels to features. It may be the checkpoint's own or a graph that stands for
+it, such as the INT8 trunk that will ship, so that the heads learn to read exactly what they will be given.
 """
 
 from __future__ import annotations

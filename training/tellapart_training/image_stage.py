@@ -1,4 +1,4 @@
-"""What the captioner's and the retriever's stage share: data made ready, batches, evaluation on held-back images."""
+"""What the captioner's and the retriever's stage share: data, batches, evaluation while training."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from tellapart.errors import DataError
+from tellapart_model.compact import CompactPair
 from tellapart_training.batches import (
     CaptionedImages,
     ImageBatches,
@@ -57,7 +59,8 @@ def load_image_data(
         config: of the stage.
         pair: tokenizer, preprocessing and the trunk's weights.
         accelerator: the main process fills the caches, the others wait and read them.
-        trunk: stands for the pair's trunk where `config.trunk` is "frozen"; None takes `features_from` or the pair's.
+        trunk: stands for the pair's trunk where `config.trunk` is "frozen"; None takes `features_from` or
+            the pair's.
         say: receives progress lines.
 
     Raises:
@@ -90,8 +93,9 @@ def load_image_data(
         augmentation = config.augment if config.augment.enabled else AugmentConfig(enabled=False)
         identity = hashlib.sha256(f"{source.identity}{names}{pair.preprocessing}".encode()).hexdigest()
         features = feature_cache(
-            frozen, pixels, data.truths, pixels_identity=identity, views=views if config.augment.enabled else 1,
-            config=augmentation, seed=config.seed, folder=folder, say=say,
+            frozen, pixels, data.truths, pixels_identity=identity,
+            views=views if config.augment.enabled else 1, config=augmentation,
+            seed=config.seed, folder=folder, say=say,
         )  # fmt: skip
         return captioned_images(chosen, pair.encode, features=features)
 
@@ -159,8 +163,8 @@ class ImageStage:
         """Figures on the held-back images.
 
         Returns:
-            Recall both ways; for a captioner also the loss per token in nats without smoothing and CIDEr-D of greedy
-            captions of the first `caption_images`; and samples of those captions.
+            Recall both ways; for a captioner also the loss per token in nats without smoothing and CIDEr-D
+            of greedy captions of the first `caption_images`; and samples of those captions.
         """
         del epoch
         if self.data.tuning is None:
@@ -170,6 +174,19 @@ class ImageStage:
                 self.pair, self.data.tuning, device=self.device, captions=self._captions,
                 caption_images=self.config.loop.caption_images, sample_images=self.config.loop.sample_images,
             )  # fmt: skip
+
+
+def batch_features(network: CompactPair, pixels: Tensor | None, features: Tensor | None) -> Tensor:
+    """Features of a batch: given ones, or the trunk's of its pixels; (b, N, C).
+
+    Raises:
+        DataError: neither is there.
+    """
+    if features is not None:
+        return features
+    if pixels is None:
+        raise DataError("a batch needs pixels or features: build one of the two caches")
+    return network.features(pixels)
 
 
 def image_features(pair: TrainedPair, data: CaptionedImages, rows: range, device: torch.device) -> Tensor:

@@ -1,7 +1,8 @@
 """Images of a folder or an uncompressed .tar, decoded once into a file of pixels that epochs read from.
 
-Decoding and resizing are the device's own functions (`tellapart.image.load_image`, `tellapart.preprocess.to_input`),
-so a network is trained on exactly the pixels it will be shown. The pixel file is named by a hash of what is in it.
+Decoding and resizing are the device's own functions (`tellapart.image.load_image`,
+`tellapart.preprocess.to_input`), so a network is trained on exactly the pixels it will be shown. The pixel
+file is named by a hash of what is in it.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ PixelArray = npt.NDArray[np.uint8]
 class ImageSource:
     """Bytes of images by name, from a folder (searched recursively by relative path) or a .tar.
 
-    A .tar is indexed once by offset and never unpacked. Names match by the last part of the path, so an archive
-    that keeps its images in a folder needs no renaming.
+    A .tar is indexed once by offset and never unpacked. Names match by the last part of the path, so an
+    archive that keeps its images in a folder needs no renaming.
 
     Raises:
         DataError: neither a folder nor a readable, uncompressed .tar.

@@ -1,7 +1,7 @@
-"""The checkpoint that training starts from: a vocabulary learnt from captions, and weights that packages carry.
+"""The checkpoint that training starts from: a vocabulary learnt from captions, weights that packages carry.
 
-`tellapart train init` writes it: the trunk knows ImageNet, the text tower is cut from all-MiniLM-L6-v2, the decoder
-has MiniLM's word vectors and nothing else.
+`tellapart train init` writes it: the trunk knows ImageNet, the text tower is cut from all-MiniLM-L6-v2, the
+decoder has MiniLM's word vectors and nothing else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def initialise(config: InitConfig) -> Path:
     """Write the first checkpoint to `config.run`.
 
     Args:
-        config: texts, architecture file (`vocabulary_size` in it is replaced by what was learnt) and `min_count`.
+        config: texts, architecture file (`vocabulary_size` in it is replaced by what was learnt) and
+            `min_count`.
 
     Returns:
         The checkpoint folder.

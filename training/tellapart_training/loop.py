@@ -1,10 +1,10 @@
-"""The loop under every stage, over Hugging Face Accelerate: accumulate, clip, schedule, average, save, resume.
+"""The loop under every stage, over Accelerate: accumulate, clip, schedule, average, save, resume.
 
-Simplified on purpose: the learning rate is a function of the step, randomness is keyed by seed and step, and batches
-are a function of (epoch, step). What a run does next thus follows from the weights, the optimizer and one number,
-which is all that a state holds; a run that was killed and resumed writes the losses of one that was not, bit for
-bit on one CPU process. The order at the end of an epoch is: log, evaluate, save state. A state therefore implies
-that the evaluation before it was done.
+Simplified on purpose: the learning rate is a function of the step, randomness is keyed by seed and step, and
+batches are a function of (epoch, step). What a run does next thus follows from the weights, the optimizer
+and one number, which is all that a state holds; a run that was killed and resumed writes the losses of one
+that was not, bit for bit on one CPU process. The order at the end of an epoch is: log, evaluate, save state.
+A state therefore implies that the evaluation before it was done.
 """
 
 from __future__ import annotations
@@ -43,14 +43,18 @@ class Stage(Protocol):
     """What a stage gives the loop."""
 
     name: str
-    network: nn.Module
-    """The networks; their weights are saved and averaged."""
-    objective: nn.Module
-    """Takes a batch, returns scalars by name; "loss" is minimised. Holds `network`."""
     steps_per_epoch: int
     selection: str
     """Name of the evaluation figure that picks the best epoch."""
     higher_is_better: bool
+
+    @property
+    def network(self) -> nn.Module:
+        """The networks; their weights are saved and averaged."""
+
+    @property
+    def objective(self) -> nn.Module:
+        """Takes a batch, returns scalars by name; "loss" is minimised. Holds `network`."""
 
     def batch(self, epoch: int, step: int, part: int) -> Mapping[str, Any]:
         """This process's share of part `part` of the `step`-th batch of an epoch, on its device."""
@@ -186,6 +190,7 @@ class Run:
 
     @property
     def is_main(self) -> bool:
+        """Whether this process writes."""
         return bool(self.accelerator.is_main_process)
 
     def resume(self) -> None:
@@ -264,7 +269,8 @@ class Run:
             numbers[name] = float(reduced)
         if not math.isfinite(numbers["loss"]):
             raise ConfigError(
-                f"the loss became {numbers['loss']} at step {self.step}: lower optimizer.lr in a new run folder"
+                f"the loss became {numbers['loss']} at step {self.step}: "
+                "lower optimizer.lr in a new run folder"
             )
         if self.is_main:
             lr = self.config.optimizer.lr * lr_share(self.step - 1, self.total_steps, self.config.optimizer)
@@ -317,7 +323,7 @@ class Run:
 
     def _save_state(self) -> None:
         if self.is_main:
-            names = {parameter: name for name, parameter in self.trained.items()}
+            names: dict[Tensor, str] = {parameter: name for name, parameter in self.trained.items()}
             tensors = {
                 "model": named_tensors(self.network),
                 "optimizer": flatten_optimizer(self.raw_optimizer, names),

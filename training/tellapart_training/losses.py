@@ -31,8 +31,8 @@ def caption_inputs_and_labels(ids: Tensor, pad_id: int) -> tuple[Tensor, Tensor]
 def mle_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """Summed cross-entropy in nats over the positions that count.
 
-    A sum, because parts of a batch on several processes hold different numbers of tokens: the caller divides by
-    the tokens of the whole batch.
+    A sum, because parts of a batch on several processes hold different numbers of tokens: the caller divides
+    by the tokens of the whole batch.
 
     Args:
         logits: (b, t, V) of any float type; computed in float32.
@@ -60,7 +60,8 @@ def positive_pairs(owners: Tensor, text_keys: Tensor, images: int) -> Tensor:
         images: n.
 
     Returns:
-        (m, n) bool; True where the text, or one with the same words, belongs to the image. Such a pair is never a
+        (m, n) bool; True where the text, or one with the same words, belongs to the image. Such a pair is
+        never a
         negative: neither two captions of one image nor identical captions of two.
     """
     own = functional.one_hot(owners, images)  # (m, n)
@@ -73,8 +74,8 @@ def contrastive_loss(
 ) -> tuple[Tensor, Tensor]:
     """Symmetric InfoNCE over (image, text) pairs in which only certain negatives count.
 
-    Each text is paired with its own image. From image to text the softmax runs over that text and all texts that
-    are not true of the image; from text to image over its image and all images it is not true of.
+    Each text is paired with its own image. From image to text the softmax runs over that text and all texts
+    that are not true of the image; from text to image over its image and all images it is not true of.
 
     Args:
         images: (n, d) unit rows.
@@ -84,7 +85,8 @@ def contrastive_loss(
         scale: scalar, inverse temperature.
 
     Returns:
-        (loss, accuracy): scalars; accuracy is the share of texts whose own image scores above every negative one.
+        (loss, accuracy): scalars; accuracy is the share of texts whose own image scores above every negative
+        one.
     """
     # Under autocast this product would be bfloat16, whose 8 bits cannot tell close similarities apart.
     with torch.autocast(device_type=texts.device.type, enabled=False):

@@ -1,9 +1,9 @@
 """Train the captioner on human captions, from top to bottom.
 
 Each step encodes every image of the batch once and decodes several of its captions against the same keys and
-values. The trunk either learns along (`trunk = "tuned"`, its batch norms keeping their statistics) or its features
-are read from disk (`trunk = "frozen"`). With `contrastive_weight` the retriever's loss is added, so that one trunk
-serves both.
+values. The trunk either learns along (`trunk = "tuned"`, its batch norms keeping their statistics) or its
+features are read from disk (`trunk = "frozen"`). With `contrastive_weight` the retriever's loss is added, so
+that one trunk serves both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tellapart_training.config import MleConfig
 from tellapart_training.features import Trunk
-from tellapart_training.image_stage import ImageStage, load_image_data
+from tellapart_training.image_stage import ImageStage, batch_features, load_image_data
 from tellapart_training.images import say_on_stderr
 from tellapart_training.loop import make_accelerator, run_steps
 from tellapart_training.losses import (
@@ -44,8 +44,7 @@ class MleObjective(nn.Module):
         self, pixels: Tensor | None, features: Tensor | None, ids: Tensor, owners: Tensor, text_keys: Tensor
     ) -> dict[str, Tensor]:
         """See `batches.ImageBatches.batch` for the shapes; returns scalars, "loss" among them."""
-        if features is None:
-            features = self.network.features(pixels)  # (b, N, C)
+        features = batch_features(self.network, pixels, features)  # (b, N, C)
         cross_kv = self.network.cross_kv(features).index_select(1, owners)  # (2L, b * c, H, N, D)
         inputs, labels = caption_inputs_and_labels(ids, self.pad_id)
         logits = self.network.decoder(inputs, cross_kv)  # (b * c, t, V)

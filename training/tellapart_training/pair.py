@@ -1,4 +1,4 @@
-"""The network a run trains, with its vocabulary and preprocessing: the one place that knows how checkpoints look."""
+"""The network a run trains, with vocabulary and preprocessing; only this file knows checkpoints."""
 
 from __future__ import annotations
 

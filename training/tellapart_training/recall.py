@@ -17,8 +17,9 @@ def recall_both_ways(
         at: values of k.
 
     Returns:
-        `text_to_image_r1`... the share of texts whose own image is among the best k, and `image_to_text_r1`...
-        the share of images with at least one own text among the best k texts. An equal score counts against.
+        `text_to_image_r1`... the share of texts whose own image is among the best k, and
+        `image_to_text_r1`... the share of images with at least one own text among the best k texts. An equal
+        score counts against.
     """
     texts, images = similarity.shape
     own = similarity[np.arange(texts), owners]  # (m,)

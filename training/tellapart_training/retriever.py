@@ -1,7 +1,7 @@
 """Train the two towers, from top to bottom: images and their captions together, others apart.
 
-Symmetric InfoNCE with a learnt temperature over the batch of all processes. Two captions of one image are never each
-other's negatives, nor are identical captions of different images.
+Symmetric InfoNCE with a learnt temperature over the batch of all processes. Two captions of one image are
+never each other's negatives, nor are identical captions of different images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tellapart_model.compact import CompactPair
 from tellapart_training.config import RetrieverConfig
 from tellapart_training.features import Trunk
-from tellapart_training.image_stage import ImageStage, load_image_data
+from tellapart_training.image_stage import ImageStage, batch_features, load_image_data
 from tellapart_training.images import say_on_stderr
 from tellapart_training.loop import make_accelerator, run_steps
 from tellapart_training.losses import contrastive_loss, gather_rows, process_count
@@ -61,8 +61,7 @@ class RetrieverObjective(nn.Module):
         self, pixels: Tensor | None, features: Tensor | None, ids: Tensor, owners: Tensor, text_keys: Tensor
     ) -> dict[str, Tensor]:
         """See `batches.ImageBatches.batch` for the shapes; returns scalars, "loss" among them."""
-        if features is None:
-            features = self.network.features(pixels)  # (b, N, C)
+        features = batch_features(self.network, pixels, features)  # (b, N, C)
         loss, accuracy = pair_contrast(self.network, features, ids, owners, text_keys)
         return {"loss": loss, "accuracy": accuracy, "scale": self.network.logit_scale.detach()}
 

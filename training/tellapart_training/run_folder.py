@@ -1,7 +1,7 @@
 """One folder a run: config.toml, config.json, run.json, metrics.jsonl, samples.jsonl, state/, best/, last/.
 
-Lines of metrics and samples carry the step they belong to. On resuming, lines after the resumed step are cut off, so
-the file reads as if the run had never been interrupted.
+Lines of metrics and samples carry the step they belong to. On resuming, lines after the resumed step are cut
+off, so the file reads as if the run had never been interrupted.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def versions(*names: str) -> dict[str, str]:
 
 
 class Progress:
-    """Lines on stderr: losses and time left; one rewritten line on a terminal, a line now and then elsewhere."""
+    """Lines on stderr: losses and time left; one rewritten line on a terminal, else a line now and then."""
 
     def __init__(self, total_steps: int, *, done_steps: int, enabled: bool, every_s: float = 20.0) -> None:
         self.total, self.first, self.enabled, self.every_s = total_steps, done_steps, enabled, every_s
@@ -152,7 +152,8 @@ class Progress:
         self.printed_s = now
         each = (now - self.started_s) / max(1, step - self.first)
         text = " ".join(f"{name} {value:.4g}" for name, value in values.items())
-        line = f"epoch {epoch} step {step}/{self.total} {text} {each:.2f} s/step {duration((self.total - step) * each)} left"
+        left = duration((self.total - step) * each)
+        line = f"epoch {epoch} step {step}/{self.total} {text} {each:.2f} s/step {left} left"
         print(
             f"\r{line}\x1b[K" if self.tty else line, end="" if self.tty else "\n", file=sys.stderr, flush=True
         )

@@ -1,6 +1,7 @@
 """The state a run resumes from: safetensors and JSON in folders that appear whole or not at all.
 
-A state is written to a scratch folder and renamed, so a `kill -9` leaves the newest whole one. Randomness needs no
+A state is written to a scratch folder and renamed, so a `kill -9` leaves the newest whole one. Randomness
+needs no
 entry: every draw is keyed by (seed, epoch, index) or (seed, step), see `augment.keyed_generator`.
 """
 
@@ -132,7 +133,7 @@ def load_newest_state(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Put a finished folder in the place of another; `recover_folder` heals a kill between the two renames."""
+    """Put a finished folder in the place of another; `recover_folder` heals a kill in between."""
     old = target.with_name(target.name + ".old")
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)

@@ -1,7 +1,8 @@
 """Teach the decoder to write captions before it sees an image, from top to bottom.
 
-Plain language modelling over caption texts. Cross-attention is given one image token of zero keys and values, which
-adds nothing to the residual stream, so only self-attention, feed-forward layers and embeddings learn.
+Plain language modelling over caption texts. Cross-attention is given one image token of zero keys and
+values, which adds nothing to the residual stream, so only self-attention, feed-forward layers and embeddings
+learn.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """CIDEr-D (Vedantam et al. 2015): clipped tf-idf n-gram cosine with a penalty on length, times 10.
 
-Document frequencies are an argument, so that a score does not depend on which captions happen to be scored together.
-With the references of the scored images as documents it equals pycocoevalcap's `Cider`.
+Document frequencies are an argument, so that a score does not depend on which captions happen to be scored
+together. With the references of the scored images as documents it equals pycocoevalcap's `Cider`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class DocumentFrequencies:
             return cls(int(stored["documents"]), counts)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{path} holds no document frequencies ({error}): write them with --write-df"
+                f"{path} holds no document frequencies ({error}): write them with DocumentFrequencies.save"
             ) from error
 
 

@@ -1,8 +1,9 @@
 """Words as the caption metrics count them: the Penn Treebank's, lower case, without punctuation.
 
-Follows what pycocoevalcap does with Stanford's tokenizer (3.4.1, `-preserveLines -lowerCase`): English clitics are
-split off ("dog's" -> "dog 's", "isn't" -> "is n't"), hyphenated words stay whole, and a fixed list of punctuation is
-dropped. Brackets stay as "-lrb-" and "-rrb-", because pycocoevalcap looks for them in upper case only.
+Follows what pycocoevalcap does with Stanford's tokenizer (3.4.1, `-preserveLines -lowerCase`): English
+clitics are split off ("dog's" -> "dog 's", "isn't" -> "is n't"), hyphenated words stay whole, and a fixed
+list of punctuation is dropped. Brackets stay as "-lrb-" and "-rrb-", because pycocoevalcap looks for them in
+upper case only.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ _TOKEN = re.compile(
     r"""
     (?:[a-z]\.){2,}                           # u.s. and the like keep their stops
   | (?:mr|mrs|ms|dr|st|jr|sr|vs|prof|mt|co|inc|ltd|no)\.(?=\s+\S)  # abbreviations inside a line
-  | [$#]?\d+(?:[.,:/]\d+)*(?:-?[^\W\d_]+)*(?:-\w+)*   # numbers, 2nd, 10-year-old
+  | \d+(?:[.,:/]\d+)*(?:-?[^\W\d_]+)*(?:-\w+)*   # numbers, 2nd, 10-year-old
   | n't(?!\w)
   | '(?:s|m|d|ll|re|ve)(?!\w)                 # clitics
-  | [^\W_]+(?:&[^\W_]+)+                      # at&t
+  | 'n'(?!\w)                               # rock 'n' roll
   | [^\W_]+(?:[-_/.@][^\W_]+)*(?:'(?!(?:s|m|d|ll|re|ve|t)(?!\w))[^\W_]+)*
   | \.{2,} | -+ | ``|'' | [^\w\s]
     """,
