@@ -122,9 +122,7 @@ def open_header(stream: IO[bytes], name: str) -> PILImage:
         raise _guarded(name, error) from error
     except Warning:
         raise
-    except (
-        Exception
-    ) as error:  # plugins raise what they like: SyntaxError, struct.error, ValueError, KeyError
+    except Exception as error:  # plugins raise what they like: SyntaxError, struct.error, KeyError
         raise TruncatedImageError(
             f"{name} begins as {kind} and its header is damaged or breaks off ({error}); "
             "fetch or copy it again",

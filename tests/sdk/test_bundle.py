@@ -102,7 +102,9 @@ def test_after_close_it_says_so(tiny_bundle):
 
 def test_asking_for_what_is_not_there_names_what_is(tiny_bundle):
     with open_bundle(tiny_bundle) as bundle:
-        with pytest.raises(BundleError, match=r"no file '\.\./conftest.py'; it has MODEL_CARD.md, decoder.onnx"):
+        with pytest.raises(
+            BundleError, match=r"no file '\.\./conftest.py'; it has MODEL_CARD.md, decoder.onnx"
+        ):
             bundle.path("../conftest.py")
         with pytest.raises(BundleError, match=r"no vision graph for coreml; it has vision \(onnx\)"):
             bundle.graph("vision", "coreml")
@@ -131,13 +133,13 @@ def test_the_embedded_bundle_is_the_default_and_no_variable_changes_it(tiny_bund
 @pytest.mark.parametrize("path", ["", "nowhere", "a\0b", 7, b"bytes"])
 def test_what_is_no_bundle_at_all(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BundleError, match="there is no bundle at 'nowhere'|is named by a path"):
+    with pytest.raises(BundleError, match=r"there is no bundle at 'nowhere'|is named by a path"):
         open_bundle(path)
 
 
 def test_a_folder_without_manifest_was_never_finished(copied):
     (copied / "tellapart.json").unlink()
-    with pytest.raises(BundleIntegrityError, match="has no tellapart.json"):
+    with pytest.raises(BundleIntegrityError, match=r"has no tellapart.json"):
         open_bundle(copied)
 
 
@@ -208,7 +210,9 @@ DAMAGES = [
 ]
 
 
-@pytest.mark.parametrize(("damage", "kind", "words"), [*DAMAGES, (add_an_empty_folder, BundleIntegrityError, "'empty' is")])
+@pytest.mark.parametrize(
+    ("damage", "kind", "words"), [*DAMAGES, (add_an_empty_folder, BundleIntegrityError, "'empty' is")]
+)
 def test_a_damaged_folder_is_refused(damage, kind, words, copied):
     damage(copied)
     with pytest.raises(kind, match=words) as caught:
@@ -247,7 +251,7 @@ def test_a_link_is_refused_wherever_it_leads(target, copied, tmp_path):
 def test_a_named_pipe_is_refused_without_waiting_for_it(name, copied):
     (copied / name).unlink()
     os.mkfifo(copied / name)
-    with pytest.raises(BundleIntegrityError, match="regular file|special file"):
+    with pytest.raises(BundleIntegrityError, match=r"regular file|special file"):
         open_bundle(copied)
 
 
@@ -260,7 +264,9 @@ def test_nothing_but_the_manifest_is_read_before_names_and_sizes_fit(copied, mon
     remove(copied)
     read = []
     opened = os.open
-    monkeypatch.setattr(os, "open", lambda path, *rest, **more: read.append(str(path)) or opened(path, *rest, **more))
+    monkeypatch.setattr(
+        os, "open", lambda path, *rest, **more: read.append(str(path)) or opened(path, *rest, **more)
+    )
     with pytest.raises(BundleIntegrityError):
         open_bundle(copied)
     assert [Path(path).name for path in read] == ["tellapart.json"]
@@ -313,7 +319,7 @@ def test_a_member_name_with_a_nul_is_refused(tiny_bundle, tmp_path, private_temp
     with zipfile.ZipFile(archive, "a") as opened:
         opened.writestr("hideXme.txt", b"x")
     archive.write_bytes(archive.read_bytes().replace(b"hideXme.txt", b"hide\0me.txt"))
-    with pytest.raises(BundleIntegrityError, match="control characters|not written as it reads"):
+    with pytest.raises(BundleIntegrityError, match=r"control characters|not written as it reads"):
         open_bundle(archive)
 
 
@@ -323,7 +329,7 @@ def test_a_link_in_a_zip_is_refused(tiny_bundle, tmp_path, private_temp):
     link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(archive, "a") as opened:
         opened.writestr(link, b"/etc/passwd")
-    with pytest.raises(BundleIntegrityError, match="'vocab.txt' is a link"):
+    with pytest.raises(BundleIntegrityError, match=r"'vocab.txt' is a link"):
         open_bundle(archive)
     assert list(private_temp.iterdir()) == []
 
@@ -340,7 +346,7 @@ def test_an_encrypted_member_is_refused(tiny_bundle, tmp_path, private_temp):
 def test_a_zip_around_a_folder_is_told_from_a_zip_of_it(tiny_bundle, tmp_path, private_temp):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as opened:
         opened.write(tiny_bundle / "tellapart.json", "tiny/tellapart.json")
-    with pytest.raises(BundleIntegrityError, match="no tellapart.json at its top"):
+    with pytest.raises(BundleIntegrityError, match=r"no tellapart.json at its top"):
         open_bundle(tmp_path / "a.zip")
 
 
@@ -352,7 +358,9 @@ def test_a_file_that_is_no_zip_or_an_empty_one(content, tmp_path, private_temp):
     assert list(private_temp.iterdir()) == []
 
 
-def test_cut_and_scribbled_zips_never_open_and_never_break_the_type(tiny_bundle, tmp_path, generator, private_temp):
+def test_cut_and_scribbled_zips_never_open_and_never_break_the_type(
+    tiny_bundle, tmp_path, generator, private_temp
+):
     whole = zip_of(tiny_bundle, tmp_path / "whole.zip").read_bytes()
     archive = tmp_path / "a.zip"
     for length in generator.integers(0, len(whole), 20):
@@ -366,7 +374,9 @@ def test_cut_and_scribbled_zips_never_open_and_never_break_the_type(tiny_bundle,
         content[place] ^= int(generator.integers(1, 256))
         archive.write_bytes(content)
         try:
-            with open_bundle(archive) as bundle:  # a time or an attribute may differ, a byte of a file may not
+            with open_bundle(
+                archive
+            ) as bundle:  # a time or an attribute may differ, a byte of a file may not
                 assert {name: bundle.read_bytes(name) for name in bundle.manifest.files} == want
         except BundleError:
             pass

@@ -87,9 +87,12 @@ def test_an_exception_leaves_nothing(name, error, fields, files, place):
 
 
 def test_a_scratch_folder_that_is_not_whole_is_not_published(fields, files, place):
-    with pytest.raises(BundleIntegrityError, match="has no tellapart.json"), staged_bundle(place / "out"):
+    with pytest.raises(BundleIntegrityError, match=r"has no tellapart.json"), staged_bundle(place / "out"):
         pass
-    with pytest.raises(BundleIntegrityError, match="'late.txt' is not listed"), staged_bundle(place / "out") as scratch:  # noqa: PT012
+    with (  # noqa: PT012 - the error comes when the inner block ends
+        pytest.raises(BundleIntegrityError, match=r"'late\.txt' is not listed"),
+        staged_bundle(place / "out") as scratch,
+    ):
         write_bundle(scratch, fields, files)
         (scratch / "late.txt").write_text("too late")
     assert os.listdir(place) == []
@@ -144,13 +147,19 @@ def test_what_is_not_a_bundle_is_never_overwritten(overwrite, place):
     (place / "photos" / "a.jpg").write_bytes(b"x")
     (place / "file.txt").write_bytes(b"x")
     for name in ("photos", "file.txt"):
-        with pytest.raises(BundleError, match="exists|is not a bundle"), staged_bundle(place / name, overwrite=overwrite):
+        with (
+            pytest.raises(BundleError, match=r"exists|is not a bundle"),
+            staged_bundle(place / name, overwrite=overwrite),
+        ):
             pytest.fail("the block must not even begin")
     assert (place / "photos" / "a.jpg").exists()
 
 
 def test_a_missing_folder_is_said_before_any_work(place):
-    with pytest.raises(BundleError, match="does not exist; make it first"), staged_bundle(place / "a" / "out"):
+    with (
+        pytest.raises(BundleError, match="does not exist; make it first"),
+        staged_bundle(place / "a" / "out"),
+    ):
         pytest.fail("the block must not even begin")
 
 
