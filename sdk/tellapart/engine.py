@@ -1,11 +1,14 @@
 """One bundle at work: its graphs, opened when first needed, shared by a captioner and its retriever.
 
 Threads: one engine is safe from many; a graph is opened by the first that asks while the others wait.
+
 Fork: a runtime's threads do not live on in a child process, so the child opens the graphs anew at its first
 use and leaves those of its parent untouched. Such a child must end as those of `multiprocessing` do, by
-`os._exit`: after a bare `os.fork`, an ordinary exit hangs in onnxruntime's own clean-up (1.32, also where the
-child never used it). The start methods "spawn" and "forkserver" have no such trap. Pickling: captioner and retriever travel as the path of their
-bundle and their options, and are opened again where they arrive.
+`os._exit`: after a bare `os.fork` an ordinary exit hangs in onnxruntime's own clean-up (seen with 1.32, also
+where the child never used it). The start methods "spawn" and "forkserver" have no such trap.
+
+Pickling: captioner and retriever travel as the path of their bundle and their options, and are opened again
+where they arrive.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ def _read_index(
     """Rows and failures by name and stamp; empty where there is no index that can be used."""
     try:
         # Never pickle: what lies in a cache folder may come from anyone.
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             rows, page = archive["rows"], json.loads(archive["page"].tobytes())
         header = {name: page[name] for name in ("format", "folder", "model_sha256")}
         if header != {"format": _FORMAT, "folder": os.fspath(folder), "model_sha256": sha256}:
@@ -218,7 +218,15 @@ def _read_index(
             raise ValueError(f"rows are {rows.shape} {rows.dtype}")
     except FileNotFoundError:
         return {}, {}
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+    ) as error:
         _LOG.warning("the index %s cannot be read and is made again: %s", path, error)
         return {}, {}
     return dict(zip(images, rows, strict=True)), failures

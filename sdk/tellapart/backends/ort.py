@@ -136,9 +136,7 @@ class OrtSession:
         """Compute all outputs; see `backends.Session.run`."""
         session = self._session
         if session is None:
-            raise ClosedError(
-                f"the {self._graph.role} graph of {self._name} was closed; open another session"
-            )
+            raise ClosedError(f"the {self._graph.role} graph of {self._name} was closed; open another")
         try:
             values = session.run(self._outputs, dict(feeds))
         except Exception as error:  # onnxruntime's exceptions share no base but this
