@@ -28,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
     with Captioner.open(args.model, runtime=runtime_options(args)) as captioner:
         if args.stream:
             return _stream(captioner, images, options)
+        if args.jsonl is not None and args.jsonl.resolve() in {image.resolve() for image in images}:
+            raise UsageError(f"--jsonl {args.jsonl} is one of the images; name another file")
         sink = _sink(args, captioner.bundle.sha256)
         pending = sink.pending(images)
         if len(pending) < len(images):

@@ -104,8 +104,8 @@ def _check_shapes(bundle: Bundle, role: str, runtime: RuntimeOptions) -> None:
             )
             if have.dtype != tensor.dtype or not fits:
                 raise BackendError(
-                    f"{graph.file} of {bundle.name} gives {tensor.name} as {have.dtype} {have.shape} where the "
-                    f"manifest says {tensor.dtype} {tensor.shape}; export the bundle again"
+                    f"{graph.file} of {bundle.name} gives {tensor.name} as {have.dtype} {have.shape} where "
+                    f"the manifest says {tensor.dtype} {tensor.shape}; export the bundle again"
                 )
     finally:
         session.close()
