@@ -5,17 +5,14 @@
     with Captioner.open() as captioner:
         print(captioner.caption("photo.jpg").text)
 
-Names are loaded when they are first used, so that `import tellapart` costs what numpy costs, and the
-parts that need no runtime work where none is installed.
+Names are loaded when they are first used, so that `import tellapart` costs less than `import numpy`, and
+the parts that need no runtime work where none is installed.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-# The base needs numpy whatever is used; loading it here makes a broken numpy show at the import.
-import numpy as np  # noqa: F401
 
 from tellapart._version import __version__
 
