@@ -29,8 +29,8 @@ def merge_heads(x: Tensor) -> Tensor:
 def attend(query: Tensor, keys: Tensor, values: Tensor, barred: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention: (b, h, t, d), (b, h, n, d) twice -> (b, h, t, d).
 
-    Written out so that the exported graph is MatMul, Softmax, MatMul and nothing else; on CPUs the backward pass
-    is also several times faster than that of torch's fused kernel at these small sizes.
+    Written out so that the exported graph is MatMul, Softmax, MatMul and nothing else; on CPUs the backward
+    pass is also several times faster than that of torch's fused kernel at these small sizes.
 
     Args:
         query: (b, h, t, d).

@@ -1,7 +1,7 @@
 """Checkpoints: config.json, model.safetensors, vocab.txt, and `checkpoint.json` written last.
 
-The manifest's presence means that the folder is whole; it holds size and sha256 of every other file. Nothing is
-ever unpickled.
+The manifest's presence means that the folder is whole; it holds size and sha256 of every other file.
+Nothing is ever unpickled.
 """
 
 from __future__ import annotations

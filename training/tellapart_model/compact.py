@@ -1,4 +1,4 @@
-"""The compact pair: one vision pass gives the decoder its keys and values and the image its unit embedding."""
+"""The compact pair: one vision pass gives the decoder its keys and values, and the image its embedding."""
 
 from __future__ import annotations
 

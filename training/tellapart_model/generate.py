@@ -76,20 +76,22 @@ def beam_search(
         logits, past = model.decoder.step(ids, past, cross)
         logp = forbid_specials(logits).log_softmax(-1).reshape(images, beams, -1)
         vocabulary = logp.shape[-1]
-        top, flat = (scores[..., None] + logp).flatten(1).topk(2 * beams, 1)  # (b, 2 beams)
+        top, flat = (
+            (scores[..., None] + logp).flatten(1).topk(min(2 * beams, beams * vocabulary), 1)
+        )  # (b, 2 beams)
         origin, token = flat // vocabulary, flat % vocabulary
         next_scores = torch.full((images, beams), float("-inf"))
         next_origin = torch.zeros(images, beams, dtype=torch.long)
         next_token = torch.full((images, beams), END_ID)
         for image in range(images):
             slot = 0
-            for rank in range(2 * beams):
+            for rank in range(top.shape[1]):
                 if not top[image, rank] > float("-inf"):
                     continue
                 parent = int(origin[image, rank])
                 if int(token[image, rank]) == END_ID:
                     score = float(top[image, rank]) / length**length_penalty
-                    if rank < beams and score > best[image][0]:
+                    if score > best[image][0]:
                         best[image] = (score, tokens[image, parent].tolist())
                 elif slot < beams:
                     next_scores[image, slot] = top[image, rank]
@@ -108,6 +110,6 @@ def beam_search(
         ):
             break
     for image in range(images):
-        if not best[image][1]:
+        if best[image][0] == float("-inf"):  # no hypothesis came to its end
             best[image] = (0.0, tokens[image, int(scores[image].argmax())].tolist())
     return [sequence for _, sequence in best]

@@ -57,7 +57,7 @@ class TextLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """(b, t, w) with an additive attention bias (b, 1, 1, t): 0 for real tokens, very negative for padding."""
+        """(b, t, w) with an additive attention bias (b, 1, 1, t): 0, or very negative at padding."""
         query, keys, values = (
             split_heads(part(x), self.heads) for part in (self.query, self.keys, self.values)
         )

@@ -1,6 +1,6 @@
-"""EfficientNet-Lite: the vision trunk, without classifier (Tan and Le 2019; the Lite variant drops
-squeeze-and-excitation and uses ReLU6, which is what makes it quantize).
+"""EfficientNet-Lite, the vision trunk, without its classifier (Tan and Le 2019).
 
+The Lite variant drops squeeze-and-excitation and uses ReLU6, which is what makes it quantize.
 Written for export: paddings are fixed numbers for a fixed input size, so every convolution is one node.
 Padding follows TensorFlow's "same" (the odd pixel goes right and below), as the ImageNet weights expect.
 """
@@ -144,8 +144,8 @@ class EfficientNetLite(nn.Module):
         """Keep the early layers, and on demand every depthwise filter, as they are.
 
         Three quarters of a backward pass on a CPU go into the large early maps and the gradients of depthwise
-        filters, which hold few parameters; what the trunk has to learn for captions sits in the late pointwise
-        layers.
+        filters, which hold few parameters; what the trunk has to learn for captions sits in the late
+        pointwise layers.
 
         Args:
             block: the stem and blocks before this one do not learn; 0 lets all learn.

@@ -1,0 +1,167 @@
+"""The embedded bundle from raw data, as a list of commands that a reader could type by hand.
+
+    python -m tellapart_training.recipe --data ../shared/data --run runs/embedded
+
+Each step is one `tellapart` command in a process of its own and is skipped when what it makes is there, so
+the recipe resumes where it was stopped; a training step goes on from its newest state. Every step's seconds
+are kept in RUN/recipe.json and end up in the model card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tellapart.errors import DataError, TellapartError
+from tellapart_training.publish import publish_embedded
+from tellapart_training.run_folder import git_commit, write_atomically
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+EMBEDDED = Path("sdk/tellapart/model")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the recipe.
+
+    Attributes:
+        name: key in recipe.json.
+        makes: file or folder that is there when the step is done.
+        argv: arguments of `python -m tellapart`.
+        trains: the folder is a run, to be resumed while its run.json does not say that it is finished.
+    """
+
+    name: str
+    makes: Path
+    argv: Sequence[str]
+    trains: bool = False
+
+    def is_done(self) -> bool:
+        """Whether the step has nothing left to do."""
+        if not self.trains:
+            return self.makes.exists()
+        try:
+            facts = json.loads((self.makes / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return bool(facts.get("finished"))
+
+
+def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
+    """The steps in order.
+
+    Args:
+        data: folder with `flickr8k`, `coco_text` and `coco_val100`.
+        run: folder of all that is made.
+        cache: folder of decoded pixels and features.
+    """
+    captions, images = data / "flickr8k/captions.jsonl", data / "flickr8k/images.tar"
+
+    def train(stage: str, name: str, *, start: Path | None = None, features: Path | None = None) -> Step:
+        settings = {"run": run / name, "data.cache": cache, "data.captions": captions}
+        if stage in ("mle", "retriever"):
+            settings["data.images"] = images
+        if start is not None:
+            settings["init"] = start
+        if features is not None:
+            settings["features_from"] = features
+        overrides = [f"--set={key}={json.dumps(str(value))}" for key, value in settings.items()]
+        if stage in ("init", "warmup"):
+            overrides.append(f"--set=data.text={json.dumps([str(data / 'coco_text/captions.jsonl')])}")
+        argv = ["train", stage, "--config", str(CONFIGS / f"embedded_{name}.toml"), *overrides]
+        return Step(name, run / name, argv, trains=stage != "init")
+
+    def export(name: str, checkpoint: Path) -> Step:
+        photos = ["--images", str(images), "--captions", str(captions), "--split", "val", "--limit", "200"]
+        return Step(
+            f"export {name}", run / name, ["export", str(checkpoint), "--out", str(run / name), *photos]
+        )
+
+    def quantize(name: str, bundle: Path) -> Step:
+        photos = ["--images", str(images), "--captions", str(captions)]
+        return Step(
+            f"quantize {name}", run / name, ["quantize", str(bundle), "--out", str(run / name), *photos]
+        )
+
+    def evaluate(bundle: str, split: str) -> Step:
+        folder = data / ("flickr8k" if split == "val" else split)
+        out = run / f"{bundle}-{split}.json"
+        which = ["--split", "val"] if split == "val" else ["--split", ""]
+        argv = ["evaluate", "--model", str(run / bundle), "--images", str(folder / "images.tar")]
+        argv += ["--captions", str(folder / "captions.jsonl"), *which, "--out", str(out)]
+        return Step(f"evaluate {bundle} {split}", out, argv)
+
+    trunk = run / "trunk-int8"
+    return [
+        train("init", "init"),
+        train("warmup", "warmup", start=run / "init"),
+        train("mle", "joint", start=run / "warmup/best"),
+        export("joint-fp32", run / "joint/last"),
+        quantize("trunk-int8", run / "joint-fp32"),
+        train("retriever", "retriever", start=run / "joint/last", features=trunk / "vision.onnx"),
+        train("mle", "captioner", start=run / "retriever/best", features=trunk / "vision.onnx"),
+        export("fp32", run / "captioner/best"),
+        quantize("int8", run / "fp32"),
+        *(evaluate(bundle, split) for bundle in ("fp32", "int8") for split in ("val", "coco_val100")),
+    ]
+
+
+def run_recipe(data: Path, run: Path, *, out: Path) -> None:
+    """Run every step that is not done, then publish the bundle.
+
+    Raises:
+        DataError: a step failed, or data is not there.
+    """
+    for name in ("flickr8k", "coco_text", "coco_val100"):
+        if not (data / name).is_dir():
+            raise DataError(f"{data / name} is not there: give the data folder with --data")
+    run.mkdir(parents=True, exist_ok=True)
+    log = run / "recipe.json"
+    seconds: dict[str, float] = json.loads(log.read_text(encoding="utf-8"))["seconds"] if log.exists() else {}
+    steps = recipe_steps(data, run, cache=run / "cache")
+    for number, step in enumerate(steps, start=1):
+        title = f"[{number}/{len(steps)}] {step.name}"
+        if step.is_done():
+            print(f"{title}: done before", file=sys.stderr)
+            continue
+        again = ["--resume"] if step.trains and step.makes.exists() else []
+        print(f"{title}: tellapart {' '.join([*step.argv, *again])}", file=sys.stderr, flush=True)
+        started_s = time.monotonic()
+        status = subprocess.run(
+            [sys.executable, "-m", "tellapart", *step.argv, *again], check=False
+        ).returncode
+        seconds[step.name] = round(seconds.get(step.name, 0.0) + time.monotonic() - started_s, 1)
+        write_atomically(log, json.dumps({"seconds": seconds, "commit": git_commit()}, indent=1) + "\n")
+        if status:
+            raise DataError(
+                f"step {step.name!r} ended with status {status}: mend what it says, run this again"
+            )
+    manifest = publish_embedded(run, out, seconds=seconds, processors=os.cpu_count() or 1)
+    mib = sum(entry.bytes for entry in manifest.files.values()) / 2**20
+    print(f"{out}: {mib:.1f} MiB, recipe took {sum(seconds.values()) / 60:.0f} min", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command of `make train-embedded`."""
+    parser = argparse.ArgumentParser(description="Train, export, quantize and publish the embedded bundle.")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--run", type=Path, default=Path("runs/embedded"))
+    parser.add_argument("--out", type=Path, default=EMBEDDED, help="bundle to replace")
+    arguments = parser.parse_args(argv)
+    try:
+        run_recipe(arguments.data, arguments.run, out=arguments.out)
+    except TellapartError as error:
+        print(f"recipe: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
