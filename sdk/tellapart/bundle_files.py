@@ -198,8 +198,6 @@ def _check_members(archive: ZipFile, size_bytes: int, *, bundle: str) -> tuple[d
         mode = info.external_attr >> 16
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise integrity_error(bundle, f"the zip member {name!a} is a link or a special file")
-        if info.flag_bits & 0x1:
-            raise integrity_error(bundle, f"the zip member {name!a} is encrypted")
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise BundleIntegrityError(
                 f"{bundle}: the zip member {name!a} is compressed; "
