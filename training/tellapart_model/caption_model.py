@@ -124,8 +124,10 @@ class CaptionDecoder(nn.Module):
             (b, t, v) float logits; position i predicts token i + 1.
         """
         x = self._embed(ids, self.positions.weight[: ids.shape[1]])
+        # Unbound once: the gradient of each indexing would be a zero tensor as large as all of cross_kv.
+        rows = cross_kv.unbind(0)
         for index, layer in enumerate(self.layers):
-            x = layer(x, cross_kv[2 * index], cross_kv[2 * index + 1])
+            x = layer(x, rows[2 * index], rows[2 * index + 1])
         return self._logits(x)
 
     def step(self, ids: Tensor, past_kv: Tensor, cross_kv: Tensor) -> tuple[Tensor, Tensor]:
