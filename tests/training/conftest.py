@@ -1,4 +1,4 @@
-"""A toy world for training tests: 24 noise images, five short captions each, and the toy pair's checkpoint."""
+"""A toy world for training tests: 24 noise images, five captions each, and the toy pair's checkpoint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,25 @@ from pathlib import Path
 
 import pytest
 
-WORDS = "a red dog cat runs jumps on grass snow green blue man with ball left small big".split()
+WORDS = [
+    "a",
+    "red",
+    "dog",
+    "cat",
+    "runs",
+    "jumps",
+    "on",
+    "grass",
+    "snow",
+    "green",
+    "blue",
+    "man",
+    "with",
+    "ball",
+    "left",
+    "small",
+    "big",
+]
 
 
 @pytest.fixture(scope="session")

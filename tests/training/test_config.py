@@ -45,7 +45,10 @@ def test_every_shipped_config_is_read_and_written_back_equal(path: Path, tmp_pat
         ({"precision": "fp16"}, ["precision must be 'fp32' or 'bf16'"]),
         ({"captions_per_image": 6}, ["captions_per_image must be 1 to 5"]),
         ({"features_from": "x.onnx"}, ["features_from", "frozen"]),
-        ({"trunk": "frozen", "optimizer": {"lr_multipliers": {"trunk": 0.1}}}, ["lr_multipliers.trunk must be 0"]),
+        (
+            {"trunk": "frozen", "optimizer": {"lr_multipliers": {"trunk": 0.1}}},
+            ["lr_multipliers.trunk must be 0"],
+        ),
     ],
 )
 def test_a_wrong_config_says_which_key_and_what_to_write(values: dict[str, object], words: list[str]) -> None:
@@ -65,9 +68,15 @@ def test_whole_numbers_are_taken_for_floats_but_not_the_reverse() -> None:
 def test_overrides_win_over_the_file_and_reach_nested_tables(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text(
-        'run = "r"\ninit = "i"\n[data]\ncaptions = "c"\nimages = "d"\n[optimizer]\nlr = 1e-3\n', encoding="utf-8"
+        'run = "r"\ninit = "i"\n[data]\ncaptions = "c"\nimages = "d"\n[optimizer]\nlr = 1e-3\n',
+        encoding="utf-8",
     )
-    overrides = ["optimizer.lr=0.5", "optimizer.lr_multipliers.trunk=0.1", "run=runs/x", 'data.text=["a", "b"]']
+    overrides = [
+        "optimizer.lr=0.5",
+        "optimizer.lr_multipliers.trunk=0.1",
+        "run=runs/x",
+        'data.text=["a", "b"]',
+    ]
     config = load_config(path, stage="mle", overrides=overrides)
     assert isinstance(config, MleConfig)
     assert config.optimizer.lr == 0.5

@@ -81,7 +81,11 @@ def test_a_bad_line_is_named_with_file_and_number(tmp_path: Path, line: str, pro
 
 def test_coco_karpathy_and_flickr_files_give_the_same_records(tmp_path: Path) -> None:
     coco = tmp_path / "coco.json"
-    notes = [{"image_id": 1, "caption": "one"}, {"image_id": 2, "caption": "two"}, {"image_id": 1, "caption": "uno"}]
+    notes = [
+        {"image_id": 1, "caption": "one"},
+        {"image_id": 2, "caption": "two"},
+        {"image_id": 1, "caption": "uno"},
+    ]
     images = [{"id": 1, "file_name": "1.jpg"}, {"id": 2, "file_name": "2.jpg"}]
     coco.write_text(json.dumps({"images": images, "annotations": notes}), encoding="utf-8")
     karpathy = tmp_path / "karpathy.json"

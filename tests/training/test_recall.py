@@ -17,7 +17,9 @@ def test_recall_counts_ranks_both_ways() -> None:
     assert figures["image_to_text_r1"] == 1.0  # best own 0.9, 0.7, 0.5 against 0.8, 0.6, 0.4
     swapped = similarity.copy()
     swapped[2, 0] = 0.95
-    assert recall_both_ways(swapped, np.array([0, 0, 1, 2]), at=(1,))["image_to_text_r1"] == pytest.approx(2 / 3)
+    assert recall_both_ways(swapped, np.array([0, 0, 1, 2]), at=(1,))["image_to_text_r1"] == pytest.approx(
+        2 / 3
+    )
 
 
 def test_constant_scores_are_misses() -> None:
