@@ -71,10 +71,11 @@ class Engine:
             self.bundle.close()
             raise
         self._closed = False
+        self._owner = os.getpid()
         # By process, see the top; what a parent opened stays referenced, as ending it here would wait for
         # threads that this process does not have.
-        self._opened = {os.getpid(): _Opened()}
-        self._opened[os.getpid()].load_ms = _since_ms(started)
+        self._opened = {self._owner: _Opened()}
+        self._opened[self._owner].load_ms = _since_ms(started)
 
     def vision(self) -> VisionGraph:
         """The vision graph."""
@@ -117,8 +118,9 @@ class Engine:
             for graph in opened.graphs.values():
                 graph.session.close()
             opened.graphs.clear()
-        # A zip's unpacked copy belongs to the process that unpacked it; see `Bundle`.
-        self.bundle.close()
+        # A zip's unpacked copy belongs to the process that unpacked it, and a child must not take it away.
+        if os.getpid() == self._owner:
+            self.bundle.close()
 
     def look(self, image: ImageInput | View) -> View:
         """One vision pass; a View of this bundle comes back as it is.

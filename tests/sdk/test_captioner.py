@@ -389,11 +389,20 @@ def test_pickles_by_path_and_options(
 @pytest.mark.filterwarnings(
     "ignore:.*fork.*:DeprecationWarning"
 )  # that threads and fork mix badly is the point
-def test_a_forked_child_opens_its_own_graphs(captioner: Captioner, toy_images: Images) -> None:
+def test_a_forked_child_opens_its_own_graphs(tiny_bundle: Path, toy_images: Images, tmp_path: Path) -> None:
+    # A zip, as its unpacked copy is shared: a child that closes must not take it away.
+    with staged_bundle(tmp_path / "tiny.zip") as scratch:
+        shutil.copytree(tiny_bundle, scratch, dirs_exist_ok=True)
+    captioner = Captioner.open(tmp_path / "tiny.zip")
     expected = tokens(map(captioner.caption, toy_images.values()))
     context = multiprocessing.get_context("fork")
     answers = context.SimpleQueue()
-    process = context.Process(target=lambda: answers.put(tokens(map(captioner.caption, toy_images.values()))))
+
+    def child() -> None:
+        answers.put(tokens(map(captioner.caption, toy_images.values())))
+        captioner.close()
+
+    process = context.Process(target=child)
     # A thread of the parent is opening a graph at the moment of the fork: its lock is never released there.
     with captioner._engine._here().lock:
         process.start()
@@ -404,6 +413,8 @@ def test_a_forked_child_opens_its_own_graphs(captioner: Captioner, toy_images: I
     assert process.exitcode == 0
     assert answers.get() == expected
     assert tokens(map(captioner.caption, toy_images.values())) == expected
+    assert captioner.retriever.embed_texts(["a"]).shape == (1, 8)  # read from the unpacked copy just now
+    captioner.close()
 
 
 def test_a_retriever_alone_is_no_captioner(tiny_bundle: Path, tmp_path: Path) -> None:
