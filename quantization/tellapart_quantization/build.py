@@ -1,0 +1,227 @@
+"""A bundle on its way to INT8: calibrate, quantize, compare, judge, publish."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from tellapart.bundle import Bundle, open_bundle, staged_bundle, write_bundle
+from tellapart.errors import DataError, UsageError
+from tellapart.manifest import Manifest
+from tellapart.photos import Photos, read_captions, spread
+from tellapart_quantization.calibration import Range, find_ranges
+from tellapart_quantization.int8_onnx import quantize_trunk, trunk_tensors
+from tellapart_quantization.report import Budget, check_budget, compare_bundles
+from tellapart_quantization.sensitivity import choose_float_blocks
+from tellapart_quantization.surgery import FEATURES, ancestors, name_nodes
+from tellapart_quantization.weights_onnx import quantize_weights
+
+_CALIBRATION_BATCH = 4
+_SCAN_PHOTOS = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantScheme:
+    """How the parts of a bundle are made small."""
+
+    name: str
+    trunk: bool
+    """The vision trunk computes in 8 bits; otherwise it stays float."""
+    percentile: float = 99.999
+    """Share of a tensor's values inside its range, percent; see `Histogram.percentile_range`."""
+
+
+SCHEMES = {
+    "vnni": QuantScheme("vnni", trunk=True),
+    "weights": QuantScheme("weights", trunk=False),
+}
+"""Presets: "vnni" is for x86 and ARM with 8-bit dot products, "weights" keeps every activation in float."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantizeOptions:
+    """What to make and what to prove it on."""
+
+    images: Path
+    """Folder or tar of photos, for calibration and for the comparison."""
+
+    scheme: str = "vnni"
+    """A name out of `SCHEMES`."""
+
+    keep_float: tuple[str, ...] = ()
+    """Blocks of the trunk that stay in float; ("auto",) finds out which are worth it."""
+
+    auto_blocks: int = 3
+    """Most blocks that "auto" keeps."""
+
+    calibration_limit: int = 128
+    """Most photos to calibrate on."""
+
+    check_images: int = 200
+    """Most photos to compare on."""
+
+    captions: Path | None = None
+    """JSON lines with human captions; retrieval is compared where they are given."""
+
+    split: str | None = None
+    """Compare on this split of `captions` and calibrate on the rest."""
+
+    budget: Budget = dataclasses.field(default_factory=Budget)
+
+    overwrite: bool = False
+    """Replace a bundle that is there."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done."""
+        if self.scheme not in SCHEMES:
+            raise UsageError(f"scheme {self.scheme!r} is not known; choose one of {', '.join(SCHEMES)}")
+        if min(self.calibration_limit, self.check_images, self.auto_blocks) < 1:
+            raise UsageError("calibration limit, check images and auto blocks have to be at least 1")
+        if self.split is not None and self.captions is None:
+            raise UsageError("a split needs the captions file that tells who is in it (--captions)")
+
+
+def quantize_bundle(
+    bundle: Path, out: Path, options: QuantizeOptions, *, say: Callable[[str], None] = lambda line: None
+) -> Manifest:
+    """Make an INT8 bundle; if it is over budget or anything fails, nothing is left at `out`.
+
+    Args:
+        bundle: a float bundle with ONNX graphs.
+        out: the bundle to make.
+        options: scheme, photos and budget.
+        say: told what is going on.
+
+    Returns:
+        The new manifest, its `metrics` holding the comparison.
+
+    Raises:
+        BudgetError: it loses more than the budget allows.
+        UsageError: the bundle is quantized already, or a block does not exist.
+        DataError: photos or captions that cannot be used.
+    """
+    with (
+        open_bundle(bundle) as source,
+        Photos(options.images) as photos,
+        staged_bundle(out, overwrite=options.overwrite) as scratch,
+    ):
+        if source.manifest.precision != "float32":
+            raise UsageError(
+                f"{bundle} is {source.manifest.precision} already; quantize the float32 bundle instead"
+            )
+        checked, calibrated, captions = _choose_photos(photos, options)
+        say(f"{len(calibrated)} photos to calibrate on, {len(checked)} to compare on")
+        manifest, details = _write_graphs(source, scratch, photos, calibrated, options, say)
+        manifest = write_bundle(scratch, manifest)
+        with open_bundle(scratch) as made:
+            report = compare_bundles(source, made, photos, checked, captions=captions)
+        say(f"compared: {report}")
+        check_budget(report, options.budget)
+        metrics = {**source.manifest.metrics, "quantization": {**details, **report}}
+        return write_bundle(scratch, dataclasses.replace(manifest, metrics=metrics))
+
+
+def _choose_photos(
+    photos: Photos, options: QuantizeOptions
+) -> tuple[list[str], list[str], dict[str, list[str]] | None]:
+    """Names to compare on, names to calibrate on (none in both), and captions of the former."""
+    captions = None
+    able = list(photos.names)
+    if options.captions is not None:
+        captions = read_captions(options.captions, split=options.split)
+        able = [name for name in able if captions.get(name)]
+        if not able:
+            raise DataError(f"{options.captions} has captions for none of the photos in {options.images}")
+    if options.split is None:
+        calibrated = spread(photos.names, min(options.calibration_limit, max(1, len(photos.names) // 2)))
+        able = [name for name in able if name not in set(calibrated)] or able
+    else:
+        # All of the split stays out, so that a larger comparison does not change the calibration.
+        held = set(able)
+        rest = [name for name in photos.names if name not in held]
+        if not rest:
+            raise DataError(
+                f"every photo of {options.images} is in split {options.split!r}; none to calibrate on"
+            )
+        calibrated = spread(rest, options.calibration_limit)
+    checked = spread(able, options.check_images)
+    return checked, calibrated, None if captions is None else {name: captions[name] for name in checked}
+
+
+def _write_graphs(
+    source: Bundle,
+    scratch: Path,
+    photos: Photos,
+    calibrated: list[str],
+    options: QuantizeOptions,
+    say: Callable[[str], None],
+) -> tuple[Manifest, dict[str, Any]]:
+    """Copy what stays, quantize the graphs; the manifest to be written and facts for its report."""
+    manifest, scheme = source.manifest, SCHEMES[options.scheme]
+    graphs = tuple(graph for graph in manifest.graphs if graph.target == "onnx")
+    if not graphs:
+        raise UsageError(f"{source.name} has no ONNX graphs to quantize")
+    foreign = {graph.file for graph in manifest.graphs}
+    for name in manifest.files:
+        if name not in foreign and not name.endswith(".onnx.data"):
+            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source.path(name), scratch / name)
+    kept: list[str] = []
+    for graph in graphs:
+        model = onnx.load_model(source.path(graph.file))
+        name_nodes(model)
+        if graph.role == "vision":
+            inside = ancestors(model, [FEATURES])
+            heads = {node.name for node in model.graph.node} - inside
+            small = model
+            if scheme.trunk:
+                say("calibrating the vision trunk")
+                ranges = _calibrate(model, source, photos, calibrated, scheme)
+                kept = _float_blocks(model, ranges, source, photos, calibrated, options, say)
+                small = quantize_trunk(model, ranges, keep_float=kept)
+            small = quantize_weights(small, only=heads)
+        else:
+            small = quantize_weights(model)
+        onnx.save_model(small, scratch / graph.file)
+        say(f"{graph.file}: {model.ByteSize() / 2**20:.2f} -> {small.ByteSize() / 2**20:.2f} MiB")
+    precision = "mixed" if kept or not scheme.trunk else "int8"
+    details = {"scheme": scheme.name, "float_blocks": kept, "calibrated_on": len(calibrated)}
+    name = f"{scheme.name}" + (f", float: {' '.join(kept)}" if kept else "")
+    return dataclasses.replace(manifest, precision=precision, scheme=name, graphs=graphs, files={}), details
+
+
+def _calibrate(
+    model: Any, source: Bundle, photos: Photos, calibrated: list[str], scheme: QuantScheme
+) -> Mapping[str, Range]:
+    page = source.manifest.preprocessing
+    batches = photos.batches(calibrated, page, batch_size=_CALIBRATION_BATCH)
+
+    def feeds() -> Iterator[dict[str, Any]]:
+        for pixels in batches:
+            yield {"pixels": pixels}
+
+    return find_ranges(model, trunk_tensors(model), feeds(), percentile=scheme.percentile)
+
+
+def _float_blocks(
+    model: Any,
+    ranges: Mapping[str, Range],
+    source: Bundle,
+    photos: Photos,
+    calibrated: list[str],
+    options: QuantizeOptions,
+    say: Callable[[str], None],
+) -> list[str]:
+    if options.keep_float != ("auto",):
+        return list(options.keep_float)
+    # Neighbours of the calibration photos in the pile; the photos of the comparison stay unseen.
+    names = spread(calibrated, _SCAN_PHOTOS)
+    page = source.manifest.preprocessing
+    pixels = np.concatenate(list(photos.batches(names, page, batch_size=_CALIBRATION_BATCH)))
+    return choose_float_blocks(model, ranges, pixels, most=options.auto_blocks, say=say)
