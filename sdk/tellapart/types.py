@@ -152,7 +152,7 @@ class RuntimeOptions:
     """Execution providers by name, in order; one that was asked for is used or is an error."""
 
     threads: int | Literal["auto"] = "auto"
-    """Threads inside one graph; "auto" is measured once."""
+    """Threads inside one graph; "auto" is the physical cores, at most four, for vision, else one."""
 
     max_image_megapixels: float | None = None
     """Largest image, in millions of pixels by its header; None reads the environment variable
