@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from tellapart.errors import ConfigError
-from tellapart_training.config import (
-    STAGES,
-    MleConfig,
+from tellapart_training.config import STAGES, MleConfig
+from tellapart_training.config_file import (
     changed_keys,
     config_from_dict,
     config_to_dict,

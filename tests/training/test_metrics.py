@@ -1,5 +1,5 @@
 """Golden values are pycocoevalcap 1.2's (PTBTokenizer, Cider, Bleu, Rouge), printed by
-`check_metrics_against_pycocoevalcap.py`, which also compares both on the 5,000 Flickr8k `val` captions, both sides:
+`check_metrics_against_pycocoevalcap.py`, which also compares both on Flickr8k `val` captions, both sides:
 CIDEr-D 0.8036617887, BLEU 0.6275129488 0.4434297958 0.3070812933 0.2116010150, ROUGE-L 0.4917340865.
 """  # noqa: D205
 

@@ -18,7 +18,8 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 
 from tellapart.errors import CheckpointError, ConfigError  # noqa: E402
-from tellapart_training.config import MleConfig, load_config  # noqa: E402
+from tellapart_training.config import MleConfig  # noqa: E402
+from tellapart_training.config_file import load_config  # noqa: E402
 from tellapart_training.mle import train_mle  # noqa: E402
 from tellapart_training.state import saved_states  # noqa: E402
 

@@ -16,10 +16,11 @@ from safetensors.torch import load_file  # noqa: E402
 
 from tellapart.errors import ConfigError, DataError  # noqa: E402
 from tellapart_model.checkpoint import load_checkpoint  # noqa: E402
-from tellapart_training.config import MleConfig, RetrieverConfig, TrainConfig, WarmupConfig, load_config  # noqa: E402
+from tellapart_training.config import MleConfig, RetrieverConfig, TrainConfig, WarmupConfig  # noqa: E402
+from tellapart_training.config_file import load_config  # noqa: E402
 from tellapart_training.features import Trunk  # noqa: E402
-from tellapart_training.loop import lr_share, part_of  # noqa: E402
 from tellapart_training.mle import train_mle  # noqa: E402
+from tellapart_training.optimisation import lr_share, part_of  # noqa: E402
 from tellapart_training.retriever import train_retriever  # noqa: E402
 from tellapart_training.warmup import train_warmup  # noqa: E402
 

@@ -15,8 +15,8 @@ from tellapart_training.config import (
     RetrieverConfig,
     TrainConfig,
     WarmupConfig,
-    load_config,
 )
+from tellapart_training.config_file import load_config
 
 _NEEDED = ("torch", "accelerate", "safetensors")
 

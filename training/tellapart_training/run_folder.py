@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tellapart.errors import ConfigError
-from tellapart_training.config import TrainConfig, changed_keys, config_to_dict, config_to_toml
+from tellapart_training.config import TrainConfig
+from tellapart_training.config_file import changed_keys, config_to_dict, config_to_toml
 
 # What may change between a run and its resumption: nothing here touches a weight.
 _FREE_KEYS = ("loop.log_every", "loop.save_every", "loop.keep_states", "data.cache", "run")

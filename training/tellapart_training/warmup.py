@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tellapart_training.batches import Share, TextBatches, fitting_batch_size, pad_ids
 from tellapart_training.config import WarmupConfig
 from tellapart_training.images import say_on_stderr
-from tellapart_training.loop import make_accelerator, part_of, run_steps
+from tellapart_training.loop import make_accelerator, run_steps
 from tellapart_training.losses import (
     IGNORED,
     caption_inputs_and_labels,
@@ -25,6 +25,7 @@ from tellapart_training.losses import (
     process_count,
     sum_over_processes,
 )
+from tellapart_training.optimisation import part_of
 from tellapart_training.pair import TrainedPair, no_image, open_pair
 from tellapart_training.run_folder import RunFolder
 from tellapart_training.texts import load_texts
