@@ -98,8 +98,8 @@ def feature_cache(
     Returns:
         (n, views, N, C) float16 memory map, read-only.
     """
-    rule = [trunk.identity, pixels_identity, views, seed, dataclasses.asdict(config) if views > 1 else {}]
-    rule.append([list(truth) for truth in truths] if views > 1 else len(truths))
+    drawn = [seed, dataclasses.asdict(config), [list(truth) for truth in truths]] if views > 1 else []
+    rule = [trunk.identity, pixels_identity, views, len(pixels), drawn]
     key = hashlib.sha256(json.dumps(rule).encode()).hexdigest()[:20]
     path = folder / f"features-{key}.npy"
     if not path.exists():
