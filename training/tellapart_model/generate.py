@@ -33,8 +33,8 @@ def greedy(model: CompactPair, cross_kv: Tensor, *, max_new_tokens: int) -> Tens
     """
     batch = cross_kv.shape[1]
     past = model.decoder.empty_past(batch)
-    ids = torch.full((batch, 1), START_ID)
-    ended = torch.zeros(batch, dtype=torch.bool)
+    ids = torch.full((batch, 1), START_ID, device=cross_kv.device)
+    ended = torch.zeros(batch, dtype=torch.bool, device=cross_kv.device)
     out: list[Tensor] = []
     for _ in range(max_new_tokens):
         logits, past = model.decoder.step(ids, past, cross_kv)
