@@ -42,8 +42,10 @@ class TrainedPair:
     sha256: str
 
     def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Write a checkpoint folder with `facts` in its manifest."""
-        save_checkpoint(folder, self.network, vocabulary=self.vocabulary, extra=dict(facts))
+        """Write a checkpoint folder that names, besides `facts`, the one training started from."""
+        save_checkpoint(
+            folder, self.network, vocabulary=self.vocabulary, extra={**facts, "init_sha256": self.sha256}
+        )
 
     def encode(self, caption: str) -> list[int]:
         """Ids of a caption, `[CLS] ... [SEP]`, cut to `max_tokens`."""
