@@ -86,10 +86,10 @@ def test_a_graph_stands_for_the_trunk(tmp_path: Path, generator: np.random.Gener
     _graph(tmp_path / "trunk.onnx", "features")
     assert np.array_equal(onnx_trunk(tmp_path / "trunk.onnx").encode(pixels), pixels.reshape(2, 16, 3))
     _graph(tmp_path / "other.onnx", "tokens")
-    with pytest.raises(ConfigError, match=r"must map 'pixels' to 'features'.*tokens"):
+    with pytest.raises(ConfigError, match=r"no graph from 'pixels' to 'features'"):
         onnx_trunk(tmp_path / "other.onnx")
     with pytest.raises(ConfigError, match=r"absent\.onnx"):
         onnx_trunk(tmp_path / "absent.onnx")
     (tmp_path / "noise.onnx").write_bytes(b"no graph")
-    with pytest.raises(ConfigError, match="not a graph"):
+    with pytest.raises(ConfigError, match="no graph from 'pixels'"):
         onnx_trunk(tmp_path / "noise.onnx")

