@@ -84,8 +84,8 @@ def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
             f"export {name}", run / name, ["export", str(checkpoint), "--out", str(run / name), *photos]
         )
 
-    def quantize(name: str, bundle: Path) -> Step:
-        photos = ["--images", str(images), "--captions", str(captions)]
+    def quantize(name: str, bundle: Path, *budget: str) -> Step:
+        photos = ["--images", str(images), "--captions", str(captions), "--split", "val", *budget]
         return Step(
             f"quantize {name}", run / name, ["quantize", str(bundle), "--out", str(run / name), *photos]
         )
