@@ -218,7 +218,8 @@ def _card(loaded: Checkpoint, manifest: Manifest) -> str:
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     return (
         f"# {manifest.name}\n\n"
-        f"Captions and image-text embeddings from one {loaded.config.trunk} pass at {loaded.config.image_px} px; "
+        f"Captions and image-text embeddings from one {loaded.config.trunk} pass at "
+        f"{loaded.config.image_px} px; "
         f"{parameters:,} parameters, {loaded.config.vocabulary_size} word pieces.\n"
         f"Exported from the checkpoint {loaded.sha256}.\n"
     )

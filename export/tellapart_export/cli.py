@@ -24,7 +24,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--images",
         type=Path,
         metavar="DIR|TAR",
-        help="photos on which network and graphs must caption alike, token for token; drawn pictures without it",
+        help="photos on which network and graphs must caption alike, token for token; drawn pictures "
+        "without it",
     )
     parser.add_argument("--limit", type=int, default=200, metavar="N", help="most photos (default 200)")
     parser.add_argument("--captions", type=Path, metavar="FILE", help="JSON lines that say who is in --split")
@@ -35,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; errors travel up to `tellapart.cli`, which turns them into one sentence and a status."""
+    """Run the command; errors travel up to `tellapart.cli`, which gives them a sentence and a status."""
     args = build_parser().parse_args(argv)
     from tellapart_export.build import ExportOptions, export_bundle
 

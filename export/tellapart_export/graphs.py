@@ -16,7 +16,7 @@ from tellapart_model.compact import CompactPair
 from tellapart_model.config import END_ID, START_ID
 
 FEATURES = "features"
-"""Name of the trunk's output (batch, N, C) inside the vision graph: a place to cut, not an output of the bundle."""
+"""Name of the trunk's output (batch, N, C) inside the vision graph: a place to cut, not an output."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class DecoderGraph(nn.Module):
         self.decoder = pair.decoder
 
     def forward(self, ids: Tensor, past_kv: Tensor, cross_kv: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids (b, 1), past_kv (2L, b, H, P, D), cross_kv -> logits (b, V), present_kv (2L, b, H, P + 1, D)."""
+        """Ids (b, 1), past_kv (2L, b, H, P, D), cross_kv -> logits (b, V), present_kv with P + 1 tokens."""
         logits, present_kv = self.decoder.step(ids, past_kv, cross_kv)
         return logits, present_kv
 

@@ -80,7 +80,8 @@ def check_graph(
 def _gap(output: str, wanted: npt.NDArray[Any], given: npt.NDArray[Any]) -> GraphParity:
     if wanted.shape != given.shape or wanted.dtype != given.dtype:
         raise ParityError(
-            f"{output}: the network gives {wanted.shape} {wanted.dtype}, the graph {given.shape} {given.dtype}"
+            f"{output}: the network gives {wanted.shape} {wanted.dtype}, the graph {given.shape} "
+            f"{given.dtype}"
         )
     a, b = wanted.astype(np.float64).ravel(), given.astype(np.float64).ravel()
     gap = np.abs(a - b)
@@ -91,8 +92,8 @@ def _gap(output: str, wanted: npt.NDArray[Any], given: npt.NDArray[Any]) -> Grap
     # Written so that a NaN fails.
     if not (found.max_abs <= allowed and found.cosine >= LEAST_COSINE):
         raise ParityError(
-            f"{output}: differs from the network by up to {found.max_abs:.2e} (at most {allowed:.2e} allowed), "
-            f"cosine {found.cosine:.6f}"
+            f"{output}: differs from the network by up to {found.max_abs:.2e} (at most {allowed:.2e} "
+            f"allowed), cosine {found.cosine:.6f}"
         )
     return found
 
@@ -168,8 +169,8 @@ def check_tokens(
             text = tuple(row[: row.index(END_ID)] if END_ID in row else row[:max_new_tokens])
             if text != hypothesis.ids or (END_ID in row) != hypothesis.finished:
                 raise ParityError(
-                    f"photo {count + 1}: the network says {text}, the graphs say {hypothesis.ids}; greedy tokens "
-                    "have to be equal"
+                    f"photo {count + 1}: the network says {text}, the graphs say {hypothesis.ids}; "
+                    "greedy tokens have to be equal"
                 )
             count += 1
     return count

@@ -1,4 +1,4 @@
-"""A part of a network -> an ONNX file with exactly the names and axes that its page in the manifest promises."""
+"""A part of a network -> an ONNX file with the very names and axes that its page in the manifest promises."""
 
 from __future__ import annotations
 

@@ -27,9 +27,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep-float",
         nargs="*",
-        default=[],
         metavar="BLOCK",
-        help="trunk blocks to leave in float (stem, blocks.0, ..., head), or auto to find out which are worth it",
+        help="trunk blocks to leave in float instead of the scheme's own (stem, blocks.0, ..., head; "
+        "none named: all in 8 bits), or auto to find out which are worth it",
     )
     parser.add_argument("--auto-blocks", type=int, default=3, metavar="N", help="most blocks that auto keeps")
     parser.add_argument(
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = QuantizeOptions(
         images=args.images,
         scheme=args.scheme,
-        keep_float=tuple(args.keep_float),
+        keep_float=None if args.keep_float is None else tuple(args.keep_float),
         auto_blocks=args.auto_blocks,
         calibration_limit=args.calibration_limit,
         check_images=args.check_images,

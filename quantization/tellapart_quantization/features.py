@@ -1,7 +1,7 @@
 """The trunk's features as a device computes them: what heads are tuned on, and looked at for sensitivity.
 
-The 8-bit trunk of two bundles is the same, bit for bit, when their trunk weights, calibration photos and scheme
-are: heads tuned on these features can be exported and quantized again, and find the same features.
+The 8-bit trunk of two bundles is the same, bit for bit, when their trunk weights, calibration photos and
+scheme are: heads tuned on these features can be exported and quantized again, and find the same features.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The vision trunk in 8 bits: static ranges, weights per channel, all operators, through onnxruntime's quantizer.
+"""The vision trunk in 8 bits: static ranges, weights per channel, all operators.
+
+Made by onnxruntime's quantizer; the ranges are our own.
 
 Activations are unsigned, weights signed: the pair that VNNI multiplies (both signed is three times slower). A
 Clip that ends at the range of its convolution disappears into the rounding. Blocks may stay in float.

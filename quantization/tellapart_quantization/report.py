@@ -1,4 +1,4 @@
-"""An INT8 bundle beside the one it came from: size, time, tokens, retrieval; and whether that is good enough."""
+"""An INT8 bundle beside the one it came from: size, time, tokens, retrieval; is that good enough?"""
 
 from __future__ import annotations
 
@@ -146,10 +146,10 @@ def compare_bundles(
         captions: human captions by name; with them, retrieval among the photos is measured.
 
     Returns:
-        JSON values: `size_mib`, `vision_ms`, `step_ms` as {"reference", "int8"}; `photos`; `token_agreement` (same
-        next token along the reference's captions); `caption_agreement` (whole greedy captions equal);
-        `mean_image_cosine`; with captions `retrieval`: {"text_to_image", "image_to_text"} -> {"r1", "r5", "r10"}
-        -> {"reference", "int8"}, in percent.
+        JSON values: `size_mib`, `vision_ms`, `step_ms` as {"reference", "int8"}; `photos`; `token_agreement`
+        (same next token along the reference's captions); `caption_agreement` (whole greedy captions equal);
+        `mean_image_cosine`; with captions `retrieval`: {"text_to_image", "image_to_text"} -> {"r1", "r5",
+        "r10"} -> {"reference", "int8"}, in percent.
     """
     runners = (_Runner(reference), _Runner(candidate))
     try:
@@ -218,8 +218,8 @@ def check_budget(report: Mapping[str, Any], budget: Budget) -> None:
         broken.append(f"the bundle is {size:.2f} MiB, above {budget.max_mib} (--max-mib)")
     if broken:
         raise BudgetError(
-            f"INT8 bundle refused: {'; '.join(broken)}. Keep blocks in float (--keep-float auto), calibrate on more "
-            "photos, tune the heads on the quantized trunk, or allow more"
+            f"INT8 bundle refused: {'; '.join(broken)}. Keep blocks in float (--keep-float auto), "
+            "calibrate on more photos, tune the heads on the quantized trunk, or allow more"
         )
 
 

@@ -80,7 +80,8 @@ def choose_float_blocks(
         base, *rows = scan_blocks(model, ranges, pixels, kept=kept)
         for row in (base, *rows):
             say(
-                f"float {'+'.join([*kept, row.block]) or 'nothing'}: error {row.error:.4f}, {row.size_mib:.2f} MiB"
+                f"float {'+'.join([*kept, row.block]) or 'nothing'}: error {row.error:.4f}, "
+                f"{row.size_mib:.2f} MiB"
             )
         best = min(rows, key=lambda row: row.error)
         if best.error > base.error * (1 - LEAST_GAIN):

@@ -1,7 +1,7 @@
-"""Weights of matrix products and of the word table in 8 bits, block by block; activations keep their precision.
+"""Weights of matrix products and of the word table in 8 bits, block by block.
 
-For decoder, text tower and heads: full 8-bit arithmetic ruins a decoder (design notes: logits 34 % off) and is no
-faster on one token. A word table that is also the output layer stays one tensor: looked up by
+For decoder, text tower and heads: full 8-bit arithmetic ruins a decoder (design notes: logits 34 % off) and
+is no faster on one token. A word table that is also the output layer stays one tensor: looked up by
 GatherBlockQuantized, multiplied by MatMulNBits. Both are onnxruntime's own operators (domain com.microsoft).
 """
 
@@ -84,7 +84,7 @@ def _block_size(width: int) -> int | None:
 def _table(
     model: Any, name: str, rows: npt.NDArray[np.float32], tables: dict[str, tuple[str, str, int]]
 ) -> tuple[str, str, int] | None:
-    """Names of the stored (n, k) bytes and (n, k / block) scales, and the block; None if it is not worth it."""
+    """Names of the stored (n, k) bytes and (n, k / block) scales, and the block; or None: not worth it."""
     block = _block_size(rows.shape[1])
     if block is None or rows.size < LEAST_WEIGHTS:
         return None

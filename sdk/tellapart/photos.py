@@ -42,7 +42,7 @@ class Photos:
             found = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
         else:
             try:
-                self._tar = tarfile.open(source, "r:")
+                self._tar = tarfile.open(source, "r:")  # noqa: SIM115 (`close` closes it)
                 found = [member.name for member in self._tar if member.isfile()]
             except (OSError, tarfile.TarError) as error:
                 self.close()

@@ -1,4 +1,4 @@
-"""ClipCap at toy size against transformers' own generation, its weights' three homes, and its size in full."""
+"""ClipCap at toy size against transformers' own generation, the homes of its weights, its full size."""
 
 from __future__ import annotations
 

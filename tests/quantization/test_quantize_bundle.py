@@ -1,0 +1,196 @@
+"""A toy bundle through the whole of `quantize`: what comes out, what is refused, what is left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+
+from PIL import Image  # noqa: E402
+
+from tellapart.bundle import open_bundle  # noqa: E402
+from tellapart.cli import main  # noqa: E402
+from tellapart.errors import BudgetError, DataError, UsageError  # noqa: E402
+from tellapart.photos import Photos, read_captions, spread  # noqa: E402
+from tellapart_quantization.build import QuantizeOptions, quantize_bundle  # noqa: E402
+from tellapart_quantization.features import feature_session  # noqa: E402
+from tellapart_quantization.report import Budget, check_budget  # noqa: E402
+
+pytestmark = pytest.mark.train
+
+ANY = Budget(min_agreement=0.0, max_recall_drop=100.0)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 noisy 32 px photos, as a folder and as `photos.tar` beside it, with captions of two splits."""
+    root = tmp_path_factory.mktemp("photos")
+    folder, draw = root / "photos", np.random.default_rng(0)
+    folder.mkdir()
+    with tarfile.open(root / "photos.tar", "w") as tar, (root / "captions.jsonl").open("w") as lines:
+        for index in range(24):
+            name = f"{index:02}.png"
+            base = draw.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+            Image.fromarray(base).resize((32, 32)).save(folder / name)
+            data = (folder / name).read_bytes()
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+            split = "val" if index % 3 == 0 else "train"
+            record = {"image": name, "split": split, "captions": [f"a b {index % 10}", "c d"]}
+            lines.write(json.dumps(record) + "\n")
+    return root
+
+
+def options(drawn: Path, **changes: object) -> QuantizeOptions:
+    return dataclasses.replace(
+        QuantizeOptions(images=drawn / "photos", calibration_limit=8, check_images=8, budget=ANY), **changes
+    )
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(toy_bundle: Path, drawn: Path) -> Path:
+    out = drawn / "int8"
+    given = options(
+        drawn, images=drawn / "photos.tar", captions=drawn / "captions.jsonl", split="val", keep_float=()
+    )
+    quantize_bundle(toy_bundle, out, given)
+    return out
+
+
+def test_the_bundle_is_small_and_says_what_it_is(toy_bundle: Path, int8_bundle: Path) -> None:
+    with open_bundle(toy_bundle) as before, open_bundle(int8_bundle) as after:
+        manifest = after.manifest
+        assert (manifest.precision, manifest.scheme) == ("int8", "vnni")
+        assert manifest.graphs == before.manifest.graphs
+        assert set(manifest.files) == set(before.manifest.files)
+        assert manifest.files["vision.onnx"].bytes < 0.35 * before.manifest.files["vision.onnx"].bytes
+        report = manifest.metrics["quantization"]
+        assert report["photos"] == 8
+        assert report["calibrated_on"] == 8
+        assert report["float_blocks"] == []
+        assert 0 < report["token_agreement"] <= 1
+        assert report["mean_image_cosine"] > 0.9
+        assert set(report["retrieval"]["text_to_image"]) == {"r1", "r5", "r10"}
+        assert report["retrieval"]["text_to_image"]["r10"]["int8"] == 100.0  # of 8 photos
+        assert manifest.parity == before.manifest.parity
+
+
+def test_the_scheme_keeps_the_first_blocks_in_float(toy_bundle: Path, drawn: Path, int8_bundle: Path) -> None:
+    out = drawn / "mixed"
+    manifest = quantize_bundle(toy_bundle, out, options(drawn))
+    assert manifest.precision == "mixed"
+    assert manifest.metrics["quantization"]["float_blocks"] == ["stem", "blocks.0", "blocks.1"]
+    with Photos(drawn / "photos") as photos, open_bundle(out) as bundle:
+        (pixels,) = photos.batches(photos.names[:6], bundle.manifest.preprocessing, batch_size=6)
+    wanted = feature_session(toy_bundle)(pixels)
+    full, mixed = (np.linalg.norm(feature_session(path)(pixels) - wanted) for path in (int8_bundle, out))
+    assert 0 < mixed < full < 0.5 * np.linalg.norm(wanted)
+
+
+def test_new_heads_find_the_same_features(
+    toy_checkpoint: Path, int8_bundle: Path, drawn: Path, tmp_path: Path
+) -> None:
+    import torch
+    from tellapart_export.build import export_bundle
+    from tellapart_model.checkpoint import load_checkpoint, save_checkpoint
+
+    loaded = load_checkpoint(toy_checkpoint)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for part in (loaded.model.bridge, loaded.model.pool):
+            for parameter in part.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    save_checkpoint(tmp_path / "tuned", loaded.model, vocabulary=loaded.vocabulary)
+    export_bundle(tmp_path / "tuned", tmp_path / "float")
+    given = options(drawn, captions=drawn / "captions.jsonl", split="val", keep_float=())
+    quantize_bundle(tmp_path / "float", tmp_path / "int8", given)
+    pixels = np.random.default_rng(3).integers(0, 256, (5, 32, 32, 3)).astype(np.uint8)
+    assert np.array_equal(feature_session(int8_bundle)(pixels), feature_session(tmp_path / "int8")(pixels))
+
+
+def test_over_budget_leaves_nothing(
+    toy_bundle: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = options(drawn, scheme="weights", budget=dataclasses.replace(ANY, max_mib=0.1))
+    with pytest.raises(BudgetError, match="MiB, above 0.1"):
+        quantize_bundle(toy_bundle, tmp_path / "out", given)
+    command = ["quantize", str(toy_bundle), "--out", str(tmp_path / "out"), "--images", str(drawn / "photos")]
+    command += ["--calibration-limit", "2", "--check-images", "2", "--scheme", "weights"]
+    assert main([*command, "--min-agreement", "1.1"]) == 1
+    assert "--min-agreement" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert main([*command, "--min-agreement", "0"]) == 0
+    assert json.loads(capsys.readouterr().out)["scheme"] == "weights"
+    assert main([*command, "--scheme", "int3"]) == 2
+
+
+def test_a_quantized_bundle_is_not_quantized_again(int8_bundle: Path, drawn: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="int8 already"):
+        quantize_bundle(int8_bundle, tmp_path / "out", options(drawn))
+
+
+def test_a_missing_block_is_named(toy_bundle: Path, drawn: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"blocks\.99"):
+        quantize_bundle(toy_bundle, tmp_path / "out", options(drawn, keep_float=("blocks.99",)))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda report: report.update(token_agreement=0.8999), "agreement 0.8999"),
+        (lambda report: report["retrieval"]["text_to_image"]["r10"].update(int8=69.4), "fell by 0.60 points"),
+        (lambda report: report["size_mib"].update(int8=30.5), "30.50 MiB"),
+        (lambda report: report.update(token_agreement=float("nan")), "agreement"),
+    ],
+)
+def test_each_promise_is_judged(change: Callable[[dict[str, object]], None], words: str) -> None:
+    report: dict[str, object] = {
+        "token_agreement": 0.9,
+        "size_mib": {"reference": 80.0, "int8": 30.0},
+        "retrieval": {"text_to_image": {"r10": {"reference": 70.0, "int8": 69.5}}},
+    }
+    budget = Budget(max_mib=30)
+    check_budget(report, budget)  # everything just within
+    change(report)
+    with pytest.raises(BudgetError, match=words):
+        check_budget(report, budget)
+
+
+def test_photos_are_the_same_from_folder_and_tar(drawn: Path) -> None:
+    with Photos(drawn / "photos") as folder, Photos(drawn / "photos.tar") as tar:
+        assert folder.names == tar.names
+        assert len(tar.names) == 24
+        assert np.array_equal(folder.read("07.png"), tar.read("07.png"))
+        with pytest.raises(DataError, match="other"):
+            tar.read("other.png")
+    with pytest.raises(DataError, match="expected a folder"):
+        Photos(drawn / "captions.jsonl")
+    (drawn / "empty").mkdir()
+    with pytest.raises(DataError, match="no photo inside"):
+        Photos(drawn / "empty")
+
+
+def test_names_are_spread_evenly() -> None:
+    assert spread(list("abcdefgh"), 3) == ["a", "c", "f"]
+    assert spread(list("abc"), 9) == ["a", "b", "c"]
+
+
+def test_captions_are_read_by_split(drawn: Path, tmp_path: Path) -> None:
+    assert len(read_captions(drawn / "captions.jsonl", split="val")) == 8
+    with pytest.raises(DataError, match="'test'"):
+        read_captions(drawn / "captions.jsonl", split="test")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"image": "a", "captions": ["x"]}\n{"image": "b"}\n')
+    with pytest.raises(DataError, match="line 2"):
+        read_captions(bad)
