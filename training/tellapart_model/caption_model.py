@@ -7,6 +7,9 @@ values (five axes at most, as Core ML wants).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -66,7 +69,8 @@ class DecoderLayer(nn.Module):
         x = x + self.dropout(self.self_out(merge_heads(attended)))
         query = split_heads(self.cross_query(self.cross_norm(x)), self.heads)
         x = x + self.dropout(self.cross_out(merge_heads(attend(query, cross_keys, cross_values))))
-        return x + self.dropout(self.feed_out(F.gelu(self.feed_in(self.feed_norm(x)))))
+        fed: Tensor = self.dropout(self.feed_out(F.gelu(self.feed_in(self.feed_norm(x)))))
+        return x + fed
 
     def forward(self, x: Tensor, cross_keys: Tensor, cross_values: Tensor) -> Tensor:
         """Whole sequences under a causal mask: (b, t, w) -> (b, t, w)."""
@@ -111,7 +115,8 @@ class CaptionDecoder(nn.Module):
 
     def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         # Scaled up because tied rows must also be small enough to serve as the output layer.
-        return self.dropout(self.embedding(ids) * self.config.width**0.5 + positions)
+        embedded: Tensor = self.dropout(self.embedding(ids) * self.config.width**0.5 + positions)
+        return embedded
 
     def forward(self, ids: Tensor, cross_kv: Tensor) -> Tensor:
         """Teacher forcing.
@@ -144,7 +149,7 @@ class CaptionDecoder(nn.Module):
         past = past_kv.shape[3]
         x = self._embed(ids, self.positions.weight[past : past + 1])
         grown: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(cast("Iterable[DecoderLayer]", self.layers)):
             key, value = 2 * index, 2 * index + 1
             x, keys, values = layer.step(x, past_kv[key], past_kv[value], cross_kv[key], cross_kv[value])
             grown += [keys, values]
@@ -174,5 +179,5 @@ class CrossBridge(nn.Module):
         c = self.config
         b, n, _ = features.shape
         x = self.dropout(self.norm(self.reduce(features) + self.positions))
-        packed = self.keys_values(x).reshape(b, n, 2 * c.layers, c.heads, c.head_width)
+        packed: Tensor = self.keys_values(x).reshape(b, n, 2 * c.layers, c.heads, c.head_width)
         return packed.permute(2, 0, 3, 1, 4)

@@ -118,5 +118,5 @@ def _principal_rows(words: Tensor, width: int) -> Tensor:
     kept = min(width, basis.shape[0])
     rows = torch.zeros(words.shape[0], width)
     rows[:, :kept] = centred @ basis[:kept].T
-    rows = rows / rows.norm(dim=1, keepdim=True).mean()
-    return rows
+    scale = float(torch.linalg.vector_norm(rows, dim=1).mean())
+    return rows / scale

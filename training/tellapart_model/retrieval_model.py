@@ -64,7 +64,8 @@ class TextLayer(nn.Module):
         scores = torch.matmul(query * query.shape[-1] ** -0.5, keys.transpose(-1, -2)) + bias
         attended = merge_heads(torch.matmul(scores.softmax(-1), values))
         x = self.attention_norm(x + self.dropout(self.attention_out(attended)))
-        return self.feed_norm(x + self.dropout(self.feed_out(F.gelu(self.feed_in(x)))))
+        fed: Tensor = self.feed_norm(x + self.dropout(self.feed_out(F.gelu(self.feed_in(x)))))
+        return fed
 
 
 class TextTower(nn.Module):

@@ -134,11 +134,9 @@ class EfficientNetLite(nn.Module):
         Returns:
             (b, n, 1280) float32, each in [0, 6].
         """
-        x = (
-            pixels.permute(0, 3, 1, 2).to(self.stem[0].weight.dtype) - PIXEL_MEAN
-        ) / PIXEL_STD  # (b, 3, s, s)
-        x = self.head(self.blocks(self.stem(x)))  # (b, 1280, s/32, s/32)
-        return x.flatten(2).transpose(1, 2)
+        x = (pixels.permute(0, 3, 1, 2).float() - PIXEL_MEAN) / PIXEL_STD  # (b, 3, s, s)
+        maps: Tensor = self.head(self.blocks(self.stem(x)))  # (b, 1280, s/32, s/32)
+        return maps.flatten(2).transpose(1, 2)
 
     def freeze_before(self, block: int, *, depthwise: bool) -> None:
         """Keep the early layers, and on demand every depthwise filter, as they are.
@@ -151,12 +149,13 @@ class EfficientNetLite(nn.Module):
             block: the stem and blocks before this one do not learn; 0 lets all learn.
             depthwise: whether depthwise filters learn.
         """
-        early = [self.stem, *self.blocks[:block]] if block else []
-        for module in early:
-            module.requires_grad_(False)
+        if block:
+            self.stem.requires_grad_(False)
+            self.blocks[:block].requires_grad_(False)
         if not depthwise:
-            for each in self.blocks:
-                each.depthwise[0].requires_grad_(False)
+            for name, parameter in self.blocks.named_parameters():
+                if ".depthwise.0." in f".{name}":
+                    parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> EfficientNetLite:
         """Training mode, but batch statistics stay those of ImageNet: batches here are small."""

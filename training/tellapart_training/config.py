@@ -210,8 +210,8 @@ class ImageStageConfig(TrainConfig):
     trunk_depthwise: bool = True
     """With `trunk = "tuned"`: whether depthwise filters learn; their gradients are most of a CPU step."""
     features_from: str = ""
-    """With `trunk = "frozen"`: a device bundle (or an .onnx file) whose trunk stands for ours, so that heads are
-    trained against the trunk that will ship. Empty: the checkpoint's own trunk."""
+    """With `trunk = "frozen"`: a device bundle (or an .onnx file) whose trunk stands for ours, so that
+    heads are trained against the trunk that will ship. Empty: the checkpoint's own trunk."""
     views: int = 4
     """Cached views of each training image; the first is the image as it is."""
     captions_per_image: int = 5

@@ -74,7 +74,7 @@ def onnx_trunk(path: Path) -> Trunk:
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     except Exception as error:  # both packages raise classes of their own for what they cannot read
         raise ConfigError(
-            f"features_from {path} has no graph from 'pixels' to {FEATURES!r} that onnxruntime can run: {error}"
+            f"features_from {path} has no graph from 'pixels' to {FEATURES!r} that can be run: {error}"
         ) from error
 
     if [each.name for each in session.get_inputs()] != ["pixels"]:
