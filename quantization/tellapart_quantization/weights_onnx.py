@@ -2,7 +2,7 @@
 
 For decoder, text tower and heads: full 8-bit arithmetic ruins a decoder (design notes: logits 34 % off) and
 is no faster on one token. A word table that is also the output layer stays one tensor: looked up by
-GatherBlockQuantized, multiplied by MatMulNBits. Both are operators of onnxruntime itself, 8 bits from 1.23 on.
+GatherBlockQuantized, multiplied by MatMulNBits. Both are onnxruntime's own, in 8 bits from 1.23 on.
 """
 
 from __future__ import annotations
