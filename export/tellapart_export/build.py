@@ -16,7 +16,7 @@ from tellapart.bundle import open_bundle, staged_bundle, write_bundle
 from tellapart.errors import CheckpointError, UsageError
 from tellapart.manifest import Decoding, Manifest, Preprocessing
 from tellapart.photos import Photos, read_captions, spread
-from tellapart.types import PixelArray, RuntimeOptions
+from tellapart.types import DecodeOptions, PixelArray, RuntimeOptions
 from tellapart_export.graphs import SourceGraph, split_graphs
 from tellapart_export.parity import check_graph, check_tokens, random_feeds
 from tellapart_export.to_onnx import export_graph
@@ -51,6 +51,12 @@ class ExportOptions:
     limit: int = 200
     """Most photos."""
 
+    beams: int = 3
+    """Beams of the bundle unless its user asks otherwise."""
+
+    length_penalty: float = 1.0
+    """Likewise: exponent of the length by which a hypothesis's log-probability is divided."""
+
     card: Path | None = None
     """Model card to put in; a short one is written without it."""
 
@@ -64,6 +70,9 @@ class ExportOptions:
                 raise UsageError(
                     f"target {target!r} comes in a later version; this one exports {', '.join(TARGETS)}"
                 )
+        DecodeOptions(
+            beams=self.beams, length_penalty=self.length_penalty
+        )  # refuses what nobody could decode with
         if not self.targets or self.limit < 1:
             raise UsageError("at least one target and a limit of at least 1 are needed")
         if (self.split is None) != (self.captions is None):
@@ -95,7 +104,7 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions | None = N
         sources = split_graphs(loaded.model)
         for source in sources:
             export_graph(source, scratch / source.spec.file)
-        manifest = _describe(loaded, sources, name=options.name)
+        manifest = _describe(loaded, sources, options=options)
         vocabulary, _ = write_vocabulary(
             loaded.vocabulary, max_text_tokens=manifest.vocabulary.max_text_tokens
         )
@@ -126,12 +135,12 @@ def refuse_strangers(checkpoint: Path) -> None:
         )
 
 
-def _describe(loaded: Checkpoint, sources: tuple[SourceGraph, ...], *, name: str) -> Manifest:
+def _describe(loaded: Checkpoint, sources: tuple[SourceGraph, ...], *, options: ExportOptions) -> Manifest:
     config = loaded.config
     _, vocabulary = write_vocabulary(loaded.vocabulary, max_text_tokens=min(40, config.max_length))
     recipe = loaded.extra.get("recipe", "")
     return Manifest(
-        name=name,
+        name=options.name,
         kind=("captioner", "retriever"),
         precision="float32",
         scheme="",
@@ -140,7 +149,11 @@ def _describe(loaded: Checkpoint, sources: tuple[SourceGraph, ...], *, name: str
         ),
         vocabulary=vocabulary,
         # The decoder has positions for `max_length` tokens, of which the start mark takes one.
-        decoding=Decoding(max_new_tokens=min(24, config.max_length - 1)),
+        decoding=Decoding(
+            max_new_tokens=min(24, config.max_length - 1),
+            beams=options.beams,
+            length_penalty=options.length_penalty,
+        ),
         graphs=tuple(source.spec for source in sources),
         files={},
         source={

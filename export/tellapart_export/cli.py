@@ -30,6 +30,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, default=200, metavar="N", help="most photos (default 200)")
     parser.add_argument("--captions", type=Path, metavar="FILE", help="JSON lines that say who is in --split")
     parser.add_argument("--split", metavar="NAME", help="only photos of this split, for example val")
+    parser.add_argument("--beams", type=int, default=3, help="beams of the bundle unless asked otherwise")
+    parser.add_argument(
+        "--length-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="likewise; below 1 favours short captions",
+    )
     parser.add_argument("--card", type=Path, metavar="FILE", help="model card to put into the bundle")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     return parser
@@ -47,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         captions=args.captions,
         split=args.split,
         limit=args.limit,
+        beams=args.beams,
+        length_penalty=args.length_penalty,
         card=args.card,
         overwrite=args.overwrite,
     )

@@ -176,3 +176,13 @@ def test_a_vocabulary_in_another_order_is_refused() -> None:
     assert vocabulary.max_text_tokens == 9
     with pytest.raises(CheckpointError, match="first"):
         write_vocabulary(["[UNK]", "[PAD]", "[CLS]", "[SEP]", "a"], max_text_tokens=9)
+
+
+def test_decoding_defaults_travel_into_the_bundle(toy_checkpoint: Path, tmp_path: Path) -> None:
+    manifest = export_bundle(toy_checkpoint, tmp_path / "out", ExportOptions(beams=2, length_penalty=0.6))
+    assert (manifest.decoding.beams, manifest.decoding.length_penalty) == (2, 0.6)
+
+
+def test_decoding_defaults_that_nobody_could_use_are_refused() -> None:
+    with pytest.raises(UsageError, match="beams"):
+        ExportOptions(beams=0)
