@@ -49,6 +49,36 @@ def greedy(model: CompactPair, cross_kv: Tensor, *, max_new_tokens: int) -> Tens
 
 
 @torch.no_grad()
+def sample(model: CompactPair, cross_kv: Tensor, *, max_new_tokens: int) -> Tensor:
+    """Captions drawn from the model's own distribution, with torch's global generator.
+
+    Args:
+        model: The network, in eval mode.
+        cross_kv: (2l, b, h, n, d) float; repeat a row to draw several captions of one image.
+        max_new_tokens: longest caption, the end piece included.
+
+    Returns:
+        (b, t) int64 without the start piece, t <= max_new_tokens; after the end piece rows hold `PAD_ID`. A
+        row without an end piece was cut.
+    """
+    batch, device = cross_kv.shape[1], cross_kv.device
+    past = model.decoder.empty_past(batch)
+    ids = torch.full((batch, 1), START_ID, device=device)
+    ended = torch.zeros(batch, dtype=torch.bool, device=device)
+    out: list[Tensor] = []
+    for _ in range(max_new_tokens):
+        logits, past = model.decoder.step(ids, past, cross_kv)
+        token = torch.multinomial(forbid_specials(logits.float()).softmax(-1), 1).squeeze(1)
+        token = torch.where(ended, torch.full_like(token, PAD_ID), token)
+        ended = ended | (token == END_ID)
+        out.append(token)
+        ids = token[:, None]
+        if bool(ended.all()):
+            break
+    return torch.stack(out, 1)
+
+
+@torch.no_grad()
 def beam_search(
     model: CompactPair, cross_kv: Tensor, *, beams: int, max_new_tokens: int, length_penalty: float = 1.0
 ) -> list[list[int]]:

@@ -12,6 +12,7 @@ from tellapart_training.config import (
     STAGES,
     InitConfig,
     MleConfig,
+    ReinforceConfig,
     RetrieverConfig,
     TrainConfig,
     WarmupConfig,
@@ -68,6 +69,10 @@ def _train(config: TrainConfig | InitConfig, *, resume: bool) -> None:
             from tellapart_training.retriever import train_retriever
 
             train_retriever(config, resume=resume)
+        elif isinstance(config, ReinforceConfig):
+            from tellapart_training.reinforce import train_reinforce
+
+            train_reinforce(config, resume=resume)
     except ModuleNotFoundError as error:
         if error.name in _NEEDED:
             raise MissingExtraError(
@@ -85,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "stage",
         choices=sorted(STAGES),
-        help="init: first checkpoint; warmup: decoder on text; mle: captioner; retriever",
+        help="init: first checkpoint; warmup: decoder on text; mle: captioner; retriever; "
+        "reinforce: captioner on the CIDEr-D of its own captions",
     )
     train.add_argument("--config", type=Path, required=True, help="TOML file, see training/configs")
     train.add_argument("--resume", action="store_true", help="go on from the newest state of the run folder")

@@ -253,6 +253,24 @@ class RetrieverConfig(ImageStageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReinforceConfig(ImageStageConfig):
+    """The captioner, rewarded for CIDEr-D of captions it draws itself."""
+
+    samples_per_image: int = 5
+    """Captions drawn of each image; the mean reward of the others is the baseline of each."""
+    mle_weight: float = 0.1
+    """Weight of cross-entropy on human captions beside the reward, which keeps the language sound."""
+    max_new_tokens: int = 22
+    """Longest drawn caption, end piece included."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _need(self.samples_per_image >= 2, "samples_per_image", self.samples_per_image, "at least 2")
+        _need(self.mle_weight >= 0, "mle_weight", self.mle_weight, "at least 0")
+        _need(self.max_new_tokens >= 2, "max_new_tokens", self.max_new_tokens, "at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
 class InitConfig:
     """The checkpoint that training starts from."""
 
@@ -276,4 +294,5 @@ class InitConfig:
 
 STAGES: dict[str, type[TrainConfig] | type[InitConfig]] = {
     "init": InitConfig, "warmup": WarmupConfig, "mle": MleConfig, "retriever": RetrieverConfig,
+    "reinforce": ReinforceConfig,
 }  # fmt: skip

@@ -66,7 +66,7 @@ def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
 
     def train(stage: str, name: str, *, start: Path | None = None, features: Path | None = None) -> Step:
         settings = {"run": run / name, "data.cache": cache, "data.captions": captions}
-        if stage in ("mle", "retriever"):
+        if stage in ("mle", "reinforce"):
             settings["data.images"] = images
         if start is not None:
             settings["init"] = start
@@ -108,7 +108,8 @@ def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
         # Only its trunk is used: the heads that this gate would judge are tuned next.
         quantize("trunk-int8", run / "joint-fp32", "--min-agreement", "0", "--max-recall-drop", "100"),
         train("mle", "heads", start=run / "joint/last", features=run / "trunk-int8"),
-        export("fp32", run / "heads/last"),
+        train("reinforce", "reinforce", start=run / "heads/last", features=run / "trunk-int8"),
+        export("fp32", run / "reinforce/last"),
         quantize("int8", run / "fp32"),
         *(evaluate(bundle, split) for bundle in ("fp32", "int8") for split in ("val", "coco_val100")),
     ]

@@ -108,6 +108,27 @@ def _similarity(candidate: _Vector, reference: _Vector) -> float:
     return total * penalty / _ORDERS
 
 
+class CiderD:
+    """CIDEr-D against references that are weighed once, for rewards that are asked for again and again."""
+
+    def __init__(
+        self, references: Sequence[Sequence[Sequence[str]]], frequencies: DocumentFrequencies
+    ) -> None:
+        """Weigh the references.
+
+        Args:
+            references: for each image its references as words.
+            frequencies: fixed document frequencies.
+        """
+        self._frequencies = frequencies
+        self._references = [[_vector(text, frequencies) for text in texts] for texts in references]
+
+    def score(self, words: Sequence[str], row: int) -> float:
+        """The score of a caption of image `row`, from 0 to 10."""
+        candidate, texts = _vector(words, self._frequencies), self._references[row]
+        return 10 * sum(_similarity(candidate, text) for text in texts) / max(1, len(texts))
+
+
 def cider_d(
     candidates: Sequence[Sequence[str]],
     references: Sequence[Sequence[Sequence[str]]],
@@ -124,11 +145,7 @@ def cider_d(
     Returns:
         One score for each image, from 0 to 10; their mean is the corpus score.
     """
-    known = frequencies or DocumentFrequencies.of_references(references)
-    scores = []
-    for words, texts in zip(candidates, references, strict=True):
-        candidate = _vector(words, known)
-        scores.append(
-            10 * sum(_similarity(candidate, _vector(text, known)) for text in texts) / max(1, len(texts))
-        )
-    return scores
+    if len(candidates) != len(references):
+        raise ValueError(f"{len(candidates)} candidates for the references of {len(references)} images")
+    scorer = CiderD(references, frequencies or DocumentFrequencies.of_references(references))
+    return [scorer.score(words, row) for row, words in enumerate(candidates)]
