@@ -52,7 +52,7 @@ def test_reward_is_cider_d_with_the_end_as_a_word(toy_world: Path) -> None:
     drawn = torch.tensor([[*ended, 0], [*cut, 0, 0]])
     words = [[[*text.split(), END_WORD] for text in texts] for texts in REFERENCES]
     frequencies = DocumentFrequencies.of_references(words)
-    texts = ["a red dog runs".split(), "a red dog runs".split()]
+    texts = [["a", "red", "dog", "runs"], ["a", "red", "dog", "runs"]]
     expected = cider_d([[*texts[0], END_WORD], texts[1]], [words[0], words[0]], frequencies=frequencies)
     found = reward(drawn, [0, 0])
     assert found.tolist() == pytest.approx(expected)

@@ -80,8 +80,8 @@ def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
 
     def export(name: str, checkpoint: Path) -> Step:
         photos = ["--images", str(images), "--captions", str(captions), "--split", "val", "--limit", "200"]
-        # Among 2 to 5 beams and 0.4 to 1.3 the best CIDEr-D on the held-back images, within their noise.
-        photos += ["--beams", "3", "--length-penalty", "0.6"]
+        # Among 3 and 5 beams and penalties of 0.6 to 1.3 the best CIDEr-D on the 300 held-back images.
+        photos += ["--beams", "5", "--length-penalty", "1.0"]
         return Step(
             f"export {name}", run / name, ["export", str(checkpoint), "--out", str(run / name), *photos]
         )

@@ -1,17 +1,17 @@
 """Train the captioner on a reward of its own captions: self-critical training on CIDEr-D, from top to bottom.
 
 Several captions are drawn of each image; each is scored against the human ones, and what exceeds the mean of
-its siblings is made likelier, what falls short less likely (Rennie et al. 2017, with the leave-one-out baseline
-of method 9.2). Document frequencies are those of the training references. The end of a caption counts as a
-word on both sides, so that captions which stop in mid-sentence lose. Dropout is off: drawn and trained
-distribution agree.
+its siblings is made likelier, what falls short less likely (Rennie et al. 2017, with a leave-one-out
+baseline). Document frequencies are those of the training references. The end of a caption counts as a word on
+both sides, so that captions which stop in mid-sentence lose. Dropout is off: drawn and trained distribution
+agree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ class ReinforceObjective(nn.Module):
         del text_keys
         self.network.eval()
         if features is None:
-            features = self.network.features(pixels)  # (b, N, C)
+            features = self.network.features(cast(Tensor, pixels))  # (b, N, C)
         cross_kv = self.network.cross_kv(features)  # (2L, b, H, N, D)
         repeated = cross_kv.repeat_interleave(self.samples, 1)
         drawn = sample(self.network, repeated.detach(), max_new_tokens=self.max_new_tokens)  # (b * s, t)
