@@ -5,6 +5,8 @@ The device has its own loop (`tellapart.decode`); the exporter proves that both 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,6 @@ def forbid_specials(logits: Tensor) -> Tensor:
     return logits + barred
 
 
-@torch.no_grad()
 def greedy(model: CompactPair, cross_kv: Tensor, *, max_new_tokens: int) -> Tensor:
     """Most likely token at each step.
 
@@ -31,24 +32,9 @@ def greedy(model: CompactPair, cross_kv: Tensor, *, max_new_tokens: int) -> Tens
     Returns:
         (b, t) int64 without the start piece, t <= max_new_tokens; after the end piece rows hold `PAD_ID`.
     """
-    batch = cross_kv.shape[1]
-    past = model.decoder.empty_past(batch)
-    ids = torch.full((batch, 1), START_ID, device=cross_kv.device)
-    ended = torch.zeros(batch, dtype=torch.bool, device=cross_kv.device)
-    out: list[Tensor] = []
-    for _ in range(max_new_tokens):
-        logits, past = model.decoder.step(ids, past, cross_kv)
-        token = forbid_specials(logits).argmax(-1)
-        token = torch.where(ended, torch.full_like(token, PAD_ID), token)
-        ended = ended | (token == END_ID)
-        out.append(token)
-        ids = token[:, None]
-        if bool(ended.all()):
-            break
-    return torch.stack(out, 1)
+    return _unroll(model, cross_kv, max_new_tokens, lambda logits: logits.argmax(-1))
 
 
-@torch.no_grad()
 def sample(model: CompactPair, cross_kv: Tensor, *, max_new_tokens: int) -> Tensor:
     """Captions drawn from the model's own distribution, with torch's global generator.
 
@@ -58,9 +44,17 @@ def sample(model: CompactPair, cross_kv: Tensor, *, max_new_tokens: int) -> Tens
         max_new_tokens: longest caption, the end piece included.
 
     Returns:
-        (b, t) int64 without the start piece, t <= max_new_tokens; after the end piece rows hold `PAD_ID`. A
-        row without an end piece was cut.
+        As `greedy`; a row without an end piece was cut.
     """
+    return _unroll(
+        model, cross_kv, max_new_tokens, lambda logits: torch.multinomial(logits.softmax(-1), 1)[:, 0]
+    )
+
+
+@torch.no_grad()
+def _unroll(
+    model: CompactPair, cross_kv: Tensor, max_new_tokens: int, pick: Callable[[Tensor], Tensor]
+) -> Tensor:
     batch, device = cross_kv.shape[1], cross_kv.device
     past = model.decoder.empty_past(batch)
     ids = torch.full((batch, 1), START_ID, device=device)
@@ -68,7 +62,7 @@ def sample(model: CompactPair, cross_kv: Tensor, *, max_new_tokens: int) -> Tens
     out: list[Tensor] = []
     for _ in range(max_new_tokens):
         logits, past = model.decoder.step(ids, past, cross_kv)
-        token = torch.multinomial(forbid_specials(logits.float()).softmax(-1), 1).squeeze(1)
+        token = pick(forbid_specials(logits.float()))
         token = torch.where(ended, torch.full_like(token, PAD_ID), token)
         ended = ended | (token == END_ID)
         out.append(token)
