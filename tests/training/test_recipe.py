@@ -43,6 +43,7 @@ def finished_run(tmp_path: Path, tiny_bundle: Path) -> Path:
 
 def test_published_bundle_opens_with_card_and_figures(finished_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
+    (finished_run / "NOTES.md").write_text("The second step was run twice.")
     publish_embedded(finished_run, out, seconds={"joint": 120.0, "heads": 60.0}, processors=2)
     with open_bundle(out) as bundle:
         manifest = bundle.manifest
@@ -52,6 +53,7 @@ def test_published_bundle_opens_with_card_and_figures(finished_run: Path, tmp_pa
     assert "| CIDEr-D (0 to 10) | 0.5 | 0.625 | 0.75 | 0.875 |" in card
     assert "| joint | 2.0 |" in card
     assert ": 3 minutes in all" in card
+    assert "The second step was run twice." in card
     assert "$" not in card
 
 

@@ -39,7 +39,8 @@ def publish_embedded(run: Path, out: Path, *, seconds: Mapping[str, float], proc
     """Write the embedded bundle from the recipe's INT8 bundle and the reports beside it.
 
     Args:
-        run: folder of the recipe with `int8` and the four evaluation reports.
+        run: folder of the recipe with `int8`, the four evaluation reports, and on demand `NOTES.md`: what
+            the reader of the card must know of this run, above all where it left the recipe.
         out: bundle folder to make or replace.
         seconds: of each step of the recipe.
         processors: of the machine.
@@ -66,6 +67,7 @@ def publish_embedded(run: Path, out: Path, *, seconds: Mapping[str, float], proc
         figures=_figures_table(figures),
         seconds=_seconds_table(seconds),
         total=f"{sum(seconds.values()) / 60:.0f}",
+        notes=_notes(run / "NOTES.md"),
         machine=machine,
         commit=commit,
         sizes=_sizes_table(run / "int8"),
@@ -89,6 +91,10 @@ def _report(path: Path) -> dict[str, Any]:
         raise DataError(
             f"the evaluation {path} is missing or damaged: run the recipe again ({error})"
         ) from error
+
+
+def _notes(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
 
 def _processor() -> str:
