@@ -134,6 +134,13 @@ class ImageBatches:
         """Whole batches; the rest of the order waits for another epoch."""
         return len(self.data) // self.batch_size
 
+    def rows(self, epoch: int, step: int, part: int) -> list[int]:
+        """The images of one share of a batch, as rows of `data`."""
+        return share_of_batch(
+            epoch_order(len(self.data), self.seed, epoch), step=step, part=part,
+            batch_size=self.batch_size, accumulate=self.accumulate, share=self.share,
+        )  # fmt: skip
+
     def batch(self, epoch: int, step: int, part: int) -> dict[str, Tensor | None]:
         """One share of a batch.
 
@@ -141,15 +148,7 @@ class ImageBatches:
             pixels (b, s, s, 3) uint8 or None, features (b, N, C) float32 or None, ids (b * c, t) int64,
             owners (b * c,) int64 row of each caption's image, text_keys (b * c,) int64.
         """
-        order = epoch_order(len(self.data), self.seed, epoch)
-        rows = share_of_batch(
-            order,
-            step=step,
-            part=part,
-            batch_size=self.batch_size,
-            accumulate=self.accumulate,
-            share=self.share,
-        )
+        rows = self.rows(epoch, step, part)
         ids: list[Sequence[int]] = []
         keys: list[int] = []
         for row in rows:

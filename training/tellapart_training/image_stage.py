@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,11 +33,13 @@ from tellapart_training.data import (
     split_records,
 )
 from tellapart_training.features import Trunk, feature_cache, onnx_trunk
-from tellapart_training.images import ImageSource, pixel_cache
+from tellapart_training.images import ImageSource, pixel_cache, say_on_stderr
+from tellapart_training.loop import make_accelerator
 from tellapart_training.losses import caption_inputs_and_labels, mle_loss
 from tellapart_training.metrics import cider_d, metric_words
-from tellapart_training.pair import TrainedPair, trunk_identity
+from tellapart_training.pair import TrainedPair, open_pair, trunk_identity
 from tellapart_training.recall import recall_both_ways
+from tellapart_training.run_folder import RunFolder
 
 Say = Callable[[str], None]
 
@@ -48,6 +50,39 @@ class ImageData:
 
     train: CaptionedImages
     tuning: CaptionedImages | None
+
+
+class OpenedStage(NamedTuple):
+    """What every stage over images starts with."""
+
+    accelerator: Accelerator
+    folder: RunFolder
+    pair: TrainedPair
+    data: ImageData
+
+
+def open_image_stage(
+    config: ImageStageConfig, *, name: str, resume: bool, trunk: Trunk | None
+) -> OpenedStage:
+    """Seed, claim the run folder, open the starting checkpoint, and make its data ready.
+
+    Args:
+        config: resolved.
+        name: of the stage.
+        resume: the run folder may hold a run of these settings.
+        trunk: see `load_image_data`.
+
+    Raises:
+        TellapartError: config, data or checkpoint that cannot be used.
+    """
+    torch.manual_seed(config.seed)
+    accelerator = make_accelerator(config)
+    folder = RunFolder(config, stage=name, resume=resume)
+    pair = open_pair(Path(config.init))
+    say = say_on_stderr if accelerator.is_main_process else lambda _text: None
+    return OpenedStage(
+        accelerator, folder, pair, load_image_data(config, pair, accelerator, trunk=trunk, say=say)
+    )
 
 
 def load_image_data(

@@ -8,17 +8,14 @@ that one trunk serves both.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tellapart_training.config import MleConfig
 from tellapart_training.features import Trunk
-from tellapart_training.image_stage import ImageStage, batch_features, load_image_data
-from tellapart_training.images import say_on_stderr
-from tellapart_training.loop import make_accelerator, run_steps
+from tellapart_training.image_stage import ImageStage, batch_features, open_image_stage
+from tellapart_training.loop import run_steps
 from tellapart_training.losses import (
     IGNORED,
     caption_inputs_and_labels,
@@ -26,9 +23,8 @@ from tellapart_training.losses import (
     process_count,
     sum_over_processes,
 )
-from tellapart_training.pair import TrainedPair, open_pair
+from tellapart_training.pair import TrainedPair
 from tellapart_training.retriever import pair_contrast
-from tellapart_training.run_folder import RunFolder
 
 
 class MleObjective(nn.Module):
@@ -76,12 +72,7 @@ def train_mle(config: MleConfig, *, resume: bool = False, trunk: Trunk | None = 
     Raises:
         TellapartError: config, data, checkpoint or state that cannot be used; see `loop.run_steps`.
     """
-    torch.manual_seed(config.seed)
-    accelerator = make_accelerator(config)
-    folder = RunFolder(config, stage="mle", resume=resume)
-    pair = open_pair(Path(config.init))
-    say = say_on_stderr if accelerator.is_main_process else lambda _text: None
-    data = load_image_data(config, pair, accelerator, trunk=trunk, say=say)
+    accelerator, folder, pair, data = open_image_stage(config, name="mle", resume=resume, trunk=trunk)
     objective = MleObjective(
         pair, label_smoothing=config.optimizer.label_smoothing, contrastive_weight=config.contrastive_weight
     )

@@ -10,20 +10,17 @@ agree.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tellapart_model.config import END_ID, PAD_ID, START_ID
 from tellapart_model.generate import sample
-from tellapart_training.batches import epoch_order, share_of_batch
 from tellapart_training.config import ReinforceConfig
 from tellapart_training.features import Trunk
-from tellapart_training.image_stage import ImageStage, load_image_data
-from tellapart_training.images import say_on_stderr
-from tellapart_training.loop import make_accelerator, run_steps
+from tellapart_training.image_stage import ImageStage, batch_features, open_image_stage
+from tellapart_training.loop import run_steps
 from tellapart_training.losses import (
     IGNORED,
     caption_inputs_and_labels,
@@ -35,8 +32,7 @@ from tellapart_training.losses import (
 )
 from tellapart_training.metrics import metric_words
 from tellapart_training.metrics.cider import CiderD, DocumentFrequencies
-from tellapart_training.pair import TrainedPair, open_pair
-from tellapart_training.run_folder import RunFolder
+from tellapart_training.pair import TrainedPair
 
 END_WORD = "</s>"
 
@@ -90,8 +86,7 @@ class ReinforceObjective(nn.Module):
         """See `batches.ImageBatches.batch` for the shapes; `rows` are the training images of the batch."""
         del text_keys
         self.network.eval()
-        if features is None:
-            features = self.network.features(cast(Tensor, pixels))  # (b, N, C)
+        features = batch_features(self.network, pixels, features)  # (b, N, C)
         cross_kv = self.network.cross_kv(features)  # (2L, b, H, N, D)
         repeated = cross_kv.repeat_interleave(self.samples, 1)
         drawn = sample(self.network, repeated.detach(), max_new_tokens=self.max_new_tokens)  # (b * s, t)
@@ -119,12 +114,7 @@ class ReinforceStage(ImageStage):
 
     def batch(self, epoch: int, step: int, part: int) -> Mapping[str, Any]:
         """See `loop.Stage`."""
-        batches = self.batches
-        rows = share_of_batch(
-            epoch_order(len(batches.data), batches.seed, epoch), step=step, part=part,
-            batch_size=batches.batch_size, accumulate=batches.accumulate, share=batches.share,
-        )  # fmt: skip
-        return {**super().batch(epoch, step, part), "rows": rows}
+        return {**super().batch(epoch, step, part), "rows": self.batches.rows(epoch, step, part)}
 
 
 def train_reinforce(
@@ -143,15 +133,10 @@ def train_reinforce(
     Raises:
         TellapartError: config, data, checkpoint or state that cannot be used; see `loop.run_steps`.
     """
-    torch.manual_seed(config.seed)
-    accelerator = make_accelerator(config)
-    folder = RunFolder(config, stage="reinforce", resume=resume)
-    pair = open_pair(Path(config.init))
+    accelerator, folder, pair, data = open_image_stage(config, name="reinforce", resume=resume, trunk=trunk)
     for part in (pair.network.pool, pair.network.text):
         part.requires_grad_(False)
     pair.network.log_scale.requires_grad_(False)
-    say = say_on_stderr if accelerator.is_main_process else lambda _text: None
-    data = load_image_data(config, pair, accelerator, trunk=trunk, say=say)
     reward = CiderReward(pair, [record.captions for record in data.train.records])
     stage = ReinforceStage(
         name="reinforce", config=config, pair=pair, objective=ReinforceObjective(pair, config, reward),

@@ -6,7 +6,6 @@ never each other's negatives, nor are identical captions of different images.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +14,10 @@ from torch import Tensor, nn
 from tellapart_model.compact import CompactPair
 from tellapart_training.config import RetrieverConfig
 from tellapart_training.features import Trunk
-from tellapart_training.image_stage import ImageStage, batch_features, load_image_data
-from tellapart_training.images import say_on_stderr
-from tellapart_training.loop import make_accelerator, run_steps
+from tellapart_training.image_stage import ImageStage, batch_features, open_image_stage
+from tellapart_training.loop import run_steps
 from tellapart_training.losses import contrastive_loss, gather_rows, process_count
-from tellapart_training.pair import TrainedPair, open_pair
-from tellapart_training.run_folder import RunFolder
+from tellapart_training.pair import TrainedPair
 
 
 def pair_contrast(
@@ -82,12 +79,7 @@ def train_retriever(
     Raises:
         TellapartError: config, data, checkpoint or state that cannot be used; see `loop.run_steps`.
     """
-    torch.manual_seed(config.seed)
-    accelerator = make_accelerator(config)
-    folder = RunFolder(config, stage="retriever", resume=resume)
-    pair = open_pair(Path(config.init))
-    say = say_on_stderr if accelerator.is_main_process else lambda _text: None
-    data = load_image_data(config, pair, accelerator, trunk=trunk, say=say)
+    accelerator, folder, pair, data = open_image_stage(config, name="retriever", resume=resume, trunk=trunk)
     stage = ImageStage(
         name="retriever", config=config, pair=pair, objective=RetrieverObjective(pair),
         data=data, accelerator=accelerator, selection="text_to_image_r10", captions=False,
