@@ -94,6 +94,17 @@ class DecoderLayer(nn.Module):
         attended = attend(split_heads(query, self.heads), keys, values)
         return self._finish(x, attended, cross_keys, cross_values), keys, values
 
+    def step_into(
+        self, x: Tensor, past: int, keys: Tensor, values: Tensor, cross_keys: Tensor, cross_values: Tensor
+    ) -> Tensor:
+        """As `step`, with keys and values written at position `past` of buffers (b, h, longest, d)."""
+        query, new_keys, new_values = self.self_qkv(self.self_norm(x)).chunk(3, -1)
+        keys[:, :, past] = split_heads(new_keys, self.heads)[:, :, 0]
+        values[:, :, past] = split_heads(new_values, self.heads)[:, :, 0]
+        seen = slice(0, past + 1)
+        attended = attend(split_heads(query, self.heads), keys[:, :, seen], values[:, :, seen])
+        return self._finish(x, attended, cross_keys, cross_values)
+
 
 class CaptionDecoder(nn.Module):
     """Token ids and the image's keys and values -> next-token logits; embeddings are tied to the output."""
@@ -154,6 +165,24 @@ class CaptionDecoder(nn.Module):
             x, keys, values = layer.step(x, past_kv[key], past_kv[value], cross_kv[key], cross_kv[value])
             grown += [keys, values]
         return self._logits(x)[:, 0], torch.stack(grown)
+
+    def step_into(self, ids: Tensor, past: int, cache: Tensor, cross_kv: Tensor) -> Tensor:
+        """One token without a copy of the cache, which is what most of the time of drawing a caption went into.
+
+        Args:
+            ids: (b, 1) int64.
+            past: tokens in the cache, which is also the position of `ids`.
+            cache: (2l, b, h, longest, d) float, longest > past; written at position `past`.
+            cross_kv: (2l, b, h, n, d) float.
+
+        Returns:
+            logits (b, v).
+        """
+        x = self._embed(ids, self.positions.weight[past : past + 1])
+        for index, layer in enumerate(cast("Iterable[DecoderLayer]", self.layers)):
+            key, value = 2 * index, 2 * index + 1
+            x = layer.step_into(x, past, cache[key], cache[value], cross_kv[key], cross_kv[value])
+        return self._logits(x)[:, 0]
 
     def empty_past(self, batch: int) -> Tensor:
         """A cache of length 0: (2l, b, h, 0, d)."""

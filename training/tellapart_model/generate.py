@@ -16,9 +16,8 @@ from tellapart_model.config import END_ID, PAD_ID, START_ID, UNKNOWN_ID
 
 def forbid_specials(logits: Tensor) -> Tensor:
     """Logits (b, v) with padding, unknown and start pieces ruled out: they are never part of a caption."""
-    barred = torch.zeros_like(logits)
-    barred[:, [PAD_ID, UNKNOWN_ID, START_ID]] = float("-inf")
-    return logits + barred
+    barred = torch.tensor([PAD_ID, UNKNOWN_ID, START_ID], device=logits.device)
+    return logits.index_fill(-1, barred, float("-inf"))
 
 
 def greedy(model: CompactPair, cross_kv: Tensor, *, max_new_tokens: int) -> Tensor:
@@ -35,20 +34,42 @@ def greedy(model: CompactPair, cross_kv: Tensor, *, max_new_tokens: int) -> Tens
     return _unroll(model, cross_kv, max_new_tokens, lambda logits: logits.argmax(-1))
 
 
-def sample(model: CompactPair, cross_kv: Tensor, *, max_new_tokens: int) -> Tensor:
+def sample(model: CompactPair, cross_kv: Tensor, *, max_new_tokens: int, temperature: float = 1.0) -> Tensor:
     """Captions drawn from the model's own distribution, with torch's global generator.
 
     Args:
         model: The network, in eval mode.
         cross_kv: (2l, b, h, n, d) float; repeat a row to draw several captions of one image.
         max_new_tokens: longest caption, the end piece included.
+        temperature: divides the logits, above 0.
 
     Returns:
         As `greedy`; a row without an end piece was cut.
     """
-    return _unroll(
-        model, cross_kv, max_new_tokens, lambda logits: torch.multinomial(logits.softmax(-1), 1)[:, 0]
-    )
+    return _unroll(model, cross_kv, max_new_tokens, lambda logits: draw(logits / temperature))
+
+
+def draw(logits: Tensor) -> Tensor:
+    """One token of each row by inverting its cumulative distribution.
+
+    A single uniform number a row: `torch.multinomial` draws one for every entry of the vocabulary, which
+    took a third of the time of a caption on a CPU.
+
+    Args:
+        logits: (b, v) float; -inf is never drawn.
+
+    Returns:
+        (b,) int64.
+    """
+    cumulative = logits.float().softmax(-1).cumsum(-1)
+    total = cumulative[:, -1:]
+    # Rounding may lift the product to the total itself, where no entry would be above it.
+    threshold = torch.minimum(torch.rand_like(total) * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+
+
+_COMPACT_BELOW = 0.75
+"""Rows are packed anew when fewer than this share of them still grow; the copy costs a few steps."""
 
 
 @torch.no_grad()
@@ -56,20 +77,26 @@ def _unroll(
     model: CompactPair, cross_kv: Tensor, max_new_tokens: int, pick: Callable[[Tensor], Tensor]
 ) -> Tensor:
     batch, device = cross_kv.shape[1], cross_kv.device
-    past = model.decoder.empty_past(batch)
+    out = torch.full((batch, max_new_tokens), PAD_ID, device=device)
+    rows = torch.arange(batch, device=device)  # of `out`, for each row still in hand
+    config = model.config
+    cache = cross_kv.new_zeros(2 * config.layers, batch, config.heads, max_new_tokens, config.head_width)
     ids = torch.full((batch, 1), START_ID, device=device)
-    ended = torch.zeros(batch, dtype=torch.bool, device=device)
-    out: list[Tensor] = []
-    for _ in range(max_new_tokens):
-        logits, past = model.decoder.step(ids, past, cross_kv)
-        token = pick(forbid_specials(logits.float()))
-        token = torch.where(ended, torch.full_like(token, PAD_ID), token)
-        ended = ended | (token == END_ID)
-        out.append(token)
+    growing = torch.ones(batch, dtype=torch.bool, device=device)
+    for past in range(max_new_tokens):
+        logits = model.decoder.step_into(ids, past, cache, cross_kv)
+        token = pick(forbid_specials(logits.float())).masked_fill(~growing, PAD_ID)
+        out[rows, past] = token
+        growing = growing & (token != END_ID)
+        left = int(growing.sum())
+        if left == 0:
+            return out[:, : past + 1]
         ids = token[:, None]
-        if bool(ended.all()):
-            break
-    return torch.stack(out, 1)
+        if left < _COMPACT_BELOW * len(rows):
+            keep = growing.nonzero()[:, 0]
+            rows, ids, cache, cross_kv = rows[keep], ids[keep], cache[:, keep], cross_kv[:, keep]
+            growing = growing[keep]
+    return out
 
 
 @torch.no_grad()
