@@ -61,12 +61,13 @@ class Photo:
     """The picture itself, as `data:image/jpeg;base64,...`."""
 
 
-def photo_of(name: str, rgb: PixelArray) -> Photo:
+def photo_of(name: str, rgb: PixelArray, *, longest_px: int = _THUMBNAIL_PX) -> Photo:
     """A photo small enough for a page.
 
     Args:
         name: what it is called.
         rgb: (h, w, 3) uint8, upright, as `load_image` gives it; left as it is.
+        longest_px: longer side at most; a smaller picture keeps its size.
 
     Raises:
         MissingExtraError: Pillow is not installed.
@@ -79,7 +80,7 @@ def photo_of(name: str, rgb: PixelArray) -> Photo:
     if rgb.dtype != "uint8" or rgb.ndim != 3 or rgb.shape[2] != 3:
         raise ShapeError(f"expected an image as (h, w, 3) uint8, got {rgb.shape} {rgb.dtype}")
     picture = Image.fromarray(rgb)
-    picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    picture.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     picture.save(stream, format="JPEG", quality=_JPEG_QUALITY)
     return Photo(name, "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii"))

@@ -76,15 +76,23 @@ class Photos:
             DataError: no such name.
             ImageError: it cannot be read.
         """
+        return load_image(self.encoded(name))
+
+    def encoded(self, name: str) -> Path | bytes:
+        """One photo as its file: the path in a folder, the bytes out of a tar.
+
+        Raises:
+            DataError: no such name in the tar.
+        """
         if self._tar is None:
-            return load_image(self.source / name)
+            return self.source / name
         try:
             stream = self._tar.extractfile(name)
         except KeyError:
             stream = None
         if stream is None:
             raise DataError(f"{self.source}: no photo named {name!r} inside")
-        return load_image(stream.read())
+        return stream.read()
 
     def batches(
         self, names: Sequence[str], preprocessing: Preprocessing, *, batch_size: int

@@ -33,6 +33,9 @@ ELSEWHERE = {
     "export": Elsewhere("tellapart_export.cli", "export", "make a device bundle of a checkpoint"),
     "quantize": Elsewhere("tellapart_quantization.cli", "quantize", "make an INT8 bundle of a bundle"),
     "train": Elsewhere("tellapart_training.cli", "train", "train a captioner or a retriever", ("train",)),
+    "mine-bags": Elsewhere(
+        "tellapart_training.cli", "train", "mine bags of look-alike images to train on", ("mine-bags",)
+    ),
     "evaluate": Elsewhere(
         "tellapart_training.cli", "evaluate", "score captions and retrieval on a data set", ("evaluate",)
     ),
@@ -53,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_caption(verbs, everywhere)
     _add_bag(verbs, everywhere)
     _add_search(verbs, everywhere)
+    _add_truematch(verbs, everywhere)
     _add_bench(verbs, everywhere)
     _add_inspection(verbs, everywhere)
     for verb, elsewhere in ELSEWHERE.items():  # only for the list in --help
@@ -181,6 +185,93 @@ def _add_search(verbs: Verbs, everywhere: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("query", metavar="QUERY")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="how many to show (default: 5)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    _add_images(parser)
+
+
+def _add_truematch(verbs: Verbs, everywhere: argparse.ArgumentParser) -> None:
+    parser = verbs.add_parser(
+        "truematch",
+        help="measure whether captions tell look-alike images apart, over many bags",
+        description="Each image is captioned alone; the scorer then sees whether its caption finds it "
+        "in a bag of look-alikes. Reads the published format, and makes benchmarks of any photos.",
+    )
+    steps = parser.add_subparsers(title="steps", metavar="run|build", required=True)
+    _add_truematch_run(steps, everywhere)
+    _add_truematch_build(steps, everywhere)
+
+
+def _add_truematch_run(steps: Verbs, everywhere: argparse.ArgumentParser) -> None:
+    parser = steps.add_parser(
+        "run",
+        parents=[everywhere],
+        help="score captions on a benchmark",
+        description="Recall@1 per bag size with a 95 %% bootstrap interval. Without --captions the model "
+        "captions every image here and now; without --scorer its own retriever judges, which flatters it.",
+    )
+    parser.set_defaults(module="tellapart.commands.truematch")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="it holds benchmark/3.json and its like")
+    parser.add_argument("--captions", type=Path, metavar="FILE", help='score these: {"image id": "caption"}')
+    parser.add_argument("--scorer", type=Path, metavar="BUNDLE", help="retriever that judges")
+    parser.add_argument(
+        "--ties",
+        choices=("strict", "optimistic", "expected"),
+        default="strict",
+        help="an equal best image counts as a miss (default), a hit as published, or its chance",
+    )
+    parser.add_argument("--rd100", action="store_true", help="also retrieval among 100 random images")
+    parser.add_argument("--images", type=Path, metavar="DIR|TAR", help="photos, where they lie elsewhere")
+    parser.add_argument("--limit-bags", type=int, metavar="N", help="first N bags of a size; a quick look")
+    parser.add_argument(
+        "--save-captions", type=Path, metavar="FILE", help="keep the captions, for --captions"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page of bags and plots")
+    parser.add_argument(
+        "--html-bags", type=int, default=20, metavar="N", help="bags of a size on the page (default: 20)"
+    )
+    _add_images(parser)
+    _add_decoding(parser)
+
+
+def _add_truematch_build(steps: Verbs, everywhere: argparse.ArgumentParser) -> None:
+    parser = steps.add_parser(
+        "build",
+        parents=[everywhere],
+        help="make a TrueMatch-style benchmark of photos",
+        description="Mines bags of look-alikes with the bundle's retriever: from the photos, and from the "
+        "captions that people wrote where --captions gives them.",
+    )
+    parser.set_defaults(module="tellapart.commands.truematch_build")
+    parser.add_argument("images", type=Path, metavar="IMAGES", help="folder or uncompressed tar of photos")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--captions", type=Path, metavar="FILE", help='JSON lines {"image", "split", "captions"}'
+    )
+    parser.add_argument("--split", metavar="NAME", help="with --captions: only images of this split")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[3, 5, 7], metavar="K", help="bag sizes (default: 3 5 7)"
+    )
+    parser.add_argument(
+        "--band",
+        choices=("hard", "medium", "easy"),
+        default="hard",
+        help="others of a bag: the nearest (default), ranks 50 to 200, ranks 1000 and beyond",
+    )
+    parser.add_argument("--max-bags", type=int, metavar="N", help="at most N bags of a size")
+    parser.add_argument(
+        "--rounds", type=int, default=1, metavar="N",
+        help="mine hard bags N times, each among the images that have none yet (default: 1)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
+    parser.add_argument(
+        "--near-duplicate",
+        type=float,
+        default=0.97,
+        metavar="C",
+        help="of images alike above this cosine keep one (default: 0.97)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace a benchmark that is there")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     _add_images(parser)
 
