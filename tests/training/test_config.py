@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tellapart.errors import ConfigError
-from tellapart_training.config import STAGES, MleConfig
+from tellapart_training.config import STAGES, MleConfig, ReinforceConfig
 from tellapart_training.config_file import (
     changed_keys,
     config_from_dict,
@@ -20,8 +20,9 @@ MINIMAL = {"run": "r", "init": "i", "data": {"captions": "c", "images": "d"}}
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_config_is_read_and_written_back_equal(path: Path, tmp_path: Path) -> None:
-    name = path.stem.split("_")[-1]
-    stage = name if name in STAGES else "retriever" if "retriev" in name else "mle"
+    words = path.stem.split("_")
+    rewarded = "samples_per_image" in path.read_text(encoding="utf-8")
+    stage = next((name for name in STAGES if name in words), "reinforce" if rewarded else "mle")
     config = load_config(path, stage=stage)
     again = tmp_path / "again.toml"
     again.write_text(config_to_toml(config), encoding="utf-8")
@@ -101,3 +102,54 @@ def test_changed_keys_are_dotted() -> None:
     two = config_to_dict(config_from_dict(MleConfig, {**MINIMAL, "seed": 3, "optimizer": {"lr": 1.0}}))
     assert changed_keys(one, two) == ["optimizer.lr", "seed"]
     assert changed_keys(one, one) == []
+
+
+REWARDED = {**MINIMAL, "optimizer": {"epochs": 3}}
+ROW = {"epochs": 2, "size": 3, "band": "hard"}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"reward": {"self_retrieval": 1.0}}, ["reward.scorer must be a checkpoint folder"]),
+        ({"reward": {"grammar": 1.0}}, ["reward.grammar_checkpoint"]),
+        ({"reward": {"cider_d": 0.0}}, ["reward must be at least one weight above 0"]),
+        ({"reward": {"cider": 1.0}}, ["'reward.cider'", "'cider_d'"]),
+        ({"reward": {"denominator": "bag"}}, ["reward.denominator", "without a curriculum"]),
+        ({"samples_per_image": 1}, ["samples_per_image must be at least 2 with this baseline"]),
+        ({"decode": "greedy"}, ["samples_per_image must be 1 with decode = 'greedy'"]),
+        (
+            {"decode": "greedy", "samples_per_image": 1, "baseline": "greedy"},
+            ["baseline must be 'running_mean' or 'none'"],
+        ),
+        ({"temperature": 0.0}, ["temperature must be above 0"]),
+        ({"baseline": "mean"}, ["baseline must be one of leave_one_out, greedy, running_mean, none"]),
+        ({"curriculum": [ROW]}, ["bags must be a file of `tellapart mine-bags`"]),
+        ({"curriculum": [ROW], "bags": "b"}, ["optimizer.epochs must be at most the curriculum's 2"]),
+        ({"curriculum": [{**ROW, "band": "harder"}]}, ["curriculum band", "hard, medium, easy"]),
+        ({"curriculum": [{**ROW, "sise": 1}]}, ["'curriculum[0].sise'", "'size'"]),
+        ({"data": {"images": "d"}}, ["data.captions must be a captions file"]),
+        ({"data": {"images": "d"}, "mle_weight": 0.0}, ["data.captions must be a captions file"]),
+        (
+            {"data": {"images": "d"}, "mle_weight": 0.0,
+             "reward": {"cider_d": 0.0, "self_retrieval": 1.0, "scorer": "s"}},
+            ["selection must be 'self_retrieval_r1' where data.captions is empty"],
+        ),
+        ({"trunk": "frozen", "lora": {"rank": 4, "trunk": True}}, ["lora.trunk"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_reward_run_says_which_key_and_what_to_write(
+    values: dict[str, object], words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_from_dict(ReinforceConfig, {**REWARDED, **values})
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_images_without_captions_will_do_for_self_retrieval_alone() -> None:
+    values = {
+        **REWARDED, "data": {"images": "d"}, "mle_weight": 0.0, "selection": "self_retrieval_r1",
+        "reward": {"cider_d": 0.0, "self_retrieval": 1.0, "scorer": "s"},
+    }  # fmt: skip
+    assert not config_from_dict(ReinforceConfig, values).needs_captions

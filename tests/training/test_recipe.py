@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 
 from tellapart.bundle import open_bundle
 from tellapart.errors import BundleError, DataError
-from tellapart_training import recipe
+from tellapart_training import steps
 from tellapart_training.config_file import load_config
 from tellapart_training.publish import CARD, LICENCE, publish_embedded
 from tellapart_training.recipe import recipe_steps, run_recipe
@@ -74,7 +74,9 @@ def test_something_that_is_no_bundle_is_not_replaced(finished_run: Path, tmp_pat
 
 def test_every_training_step_has_a_config_that_parses(data: Path, tmp_path: Path) -> None:
     steps = [step for step in recipe_steps(data, tmp_path / "run", cache=tmp_path) if step.argv[0] == "train"]
-    assert [step.argv[1] for step in steps] == ["init", "warmup", "mle", "mle", "reinforce"]
+    assert [step.argv[1] for step in steps] == [
+        "init", "warmup", "mle", "mle", "reinforce", "reinforce",
+    ]  # fmt: skip
     for step in steps:
         overrides = [flag.removeprefix("--set=") for flag in step.argv if flag.startswith("--set=")]
         config = load_config(Path(step.argv[3]), stage=step.argv[1], overrides=overrides)
@@ -100,7 +102,7 @@ def test_stops_at_a_failed_step_and_goes_on_from_there(
             (run / "warmup" / "run.json").write_text('{"finished": true}')
         return SimpleNamespace(returncode=1 if verb[1] == "mle" else 0)
 
-    monkeypatch.setattr(recipe, "subprocess", SimpleNamespace(run=fake, DEVNULL=subprocess.DEVNULL))
+    monkeypatch.setattr(steps, "subprocess", SimpleNamespace(run=fake, DEVNULL=subprocess.DEVNULL))
     with pytest.raises(DataError, match="'warmup' ended with status 1"):
         run_recipe(data, run, out=tmp_path / "model")
     broken.clear()

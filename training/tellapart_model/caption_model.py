@@ -167,7 +167,7 @@ class CaptionDecoder(nn.Module):
         return self._logits(x)[:, 0], torch.stack(grown)
 
     def step_into(self, ids: Tensor, past: int, cache: Tensor, cross_kv: Tensor) -> Tensor:
-        """One token without a copy of the cache, which is what most of the time of drawing a caption went into.
+        """One token without copying the cache, which is where drawing captions spent most of its time.
 
         Args:
             ids: (b, 1) int64.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,12 +32,22 @@ class Share:
     processes: int = 1
 
 
+class RowOrder(Protocol):
+    """An order of images other than a plain permutation; `bag_order.BagOrder` is one."""
+
+    def steps(self, epoch: int) -> int:
+        """Batches of an epoch."""
+
+    def rows(self, epoch: int, step: int, part: int, share: Share) -> list[int]:
+        """The images of one share of a batch."""
+
+
 @dataclass(frozen=True)
 class CaptionedImages:
     """Images with their captions as ids.
 
     Attributes:
-        records: normalised.
+        records: normalised; images without captions have none.
         ids: for each image, each caption's ids `[CLS] ... [SEP]`.
         text_keys: for each image, each caption's number; equal for equal texts.
         truths: what augmentation must leave alone.
@@ -67,7 +78,11 @@ def captioned_images(
         records=records,
         ids=[[encode(caption) for caption in record.captions] for record in records],
         text_keys=[[text_key(caption) for caption in record.captions] for record in records],
-        truths=[truths_of(record.captions) for record in records],
+        # Of an image that nobody described nothing is known to survive a mirror or another colour.
+        truths=[
+            truths_of(record.captions) if record.captions else Truths(sides=True, colours=True)
+            for record in records
+        ],
         pixels=pixels,
         features=features,
     )
@@ -80,8 +95,9 @@ def text_key(caption: str) -> int:
 
 def pad_ids(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
     """Rows of ids padded at the end, (len(rows), longest) int64."""
-    longest = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows], dtype=torch.int64)
+    longest = max((len(row) for row in rows), default=0)
+    padded = [[*row, *[pad_id] * (longest - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.int64).view(len(rows), longest)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
@@ -117,7 +133,10 @@ def fitting_batch_size(asked: int, count: int, *, accumulate: int, processes: in
 
 @dataclass(frozen=True)
 class ImageBatches:
-    """Batches of images with `captions_per_image` captions each."""
+    """Batches of images with `captions_per_image` captions each; 0 leaves captions out.
+
+    `order` replaces the permutation of each epoch; `max_steps` ends an epoch early (0: not).
+    """
 
     data: CaptionedImages
     config: AugmentConfig
@@ -128,18 +147,34 @@ class ImageBatches:
     pad_id: int
     share: Share
     device: torch.device
+    order: RowOrder | None = None
+    max_steps: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches; the rest of the order waits for another epoch."""
-        return len(self.data) // self.batch_size
+        """Whole batches of a permutation; the rest of it waits for another epoch."""
+        return min(len(self.data) // self.batch_size, self.max_steps or len(self.data))
 
-    def rows(self, epoch: int, step: int, part: int) -> list[int]:
-        """The images of one share of a batch, as rows of `data`."""
+    def steps(self, epoch: int) -> int:
+        """Batches of one epoch."""
+        return self.order.steps(epoch) if self.order else self.steps_per_epoch
+
+    def rows(self, epoch: int, step: int, part: int, *, share: Share | None = None) -> list[int]:
+        """The images of one share of a batch, as rows of `data`; this process's share by default."""
+        share = share or self.share
+        if self.order:
+            return self.order.rows(epoch, step, part, share)
         return share_of_batch(
             epoch_order(len(self.data), self.seed, epoch), step=step, part=part,
-            batch_size=self.batch_size, accumulate=self.accumulate, share=self.share,
+            batch_size=self.batch_size, accumulate=self.accumulate, share=share,
         )  # fmt: skip
+
+    def rows_of_all(self, epoch: int, step: int, part: int) -> list[int]:
+        """The images of every process's share, in rank order."""
+        count = self.share.processes
+        return [
+            row for rank in range(count) for row in self.rows(epoch, step, part, share=Share(rank, count))
+        ]
 
     def batch(self, epoch: int, step: int, part: int) -> dict[str, Tensor | None]:
         """One share of a batch.
@@ -151,23 +186,26 @@ class ImageBatches:
         rows = self.rows(epoch, step, part)
         ids: list[Sequence[int]] = []
         keys: list[int] = []
-        for row in rows:
+        owners: list[int] = []
+        for place, row in enumerate(rows):
             for choice in self._choices(epoch, row):
                 ids.append(self.data.ids[row][choice])
                 keys.append(self.data.text_keys[row][choice])
-        owners = torch.arange(len(rows)).repeat_interleave(self.captions_per_image)
+                owners.append(place)
         pixels, features = self._look(epoch, rows)
         return {
             "pixels": pixels,
             "features": features,
             "ids": pad_ids(ids, self.pad_id).to(self.device),
-            "owners": owners.to(self.device),
+            "owners": torch.tensor(owners, dtype=torch.int64).to(self.device),
             "text_keys": torch.tensor(keys, dtype=torch.int64).to(self.device),
         }
 
     def _choices(self, epoch: int, row: int) -> list[int]:
         # An image with fewer captions than asked repeats some: every process then holds equally many.
         count = len(self.data.ids[row])
+        if not count:
+            return []
         order = torch.randperm(count, generator=keyed_generator(self.seed, "captions", epoch, row)).tolist()
         return [order[index % count] for index in range(self.captions_per_image)]
 

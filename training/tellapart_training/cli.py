@@ -1,15 +1,18 @@
-"""`tellapart train init|warmup|mle|retriever` and `tellapart evaluate`; torch only where needed."""
+"""`tellapart train STAGE`, `tellapart mine-bags` and `tellapart evaluate`; torch only where needed."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tellapart.errors import MissingExtraError
+from tellapart_training import evaluate_options
 from tellapart_training.config import (
     STAGES,
+    GrammarConfig,
     InitConfig,
     MleConfig,
     ReinforceConfig,
@@ -37,16 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(arguments.config, stage=arguments.stage, overrides=arguments.overrides)
         _train(config, resume=arguments.resume)
         return 0
-    from tellapart_training.evaluate import EvaluateOptions, evaluate
+    if arguments.verb == "mine-bags":
+        _mine(arguments)
+        return 0
+    from tellapart_training.evaluate import evaluate
 
-    options = EvaluateOptions(
-        images=arguments.images, captions=arguments.captions, split=arguments.split, model=arguments.model,
-        checkpoint=arguments.checkpoint, out=arguments.out, captions_out=arguments.captions_out,
-        beams=arguments.beams, limit=arguments.limit, batch_size=arguments.batch_size,
-        threads=arguments.threads, df=arguments.df,
-        resume=arguments.resume,
-    )  # fmt: skip
-    report = evaluate(options)
+    report = evaluate(evaluate_options.options_of(arguments))
     print(report.to_json() if arguments.json else report.table())
     return 0
 
@@ -73,12 +72,33 @@ def _train(config: TrainConfig | InitConfig, *, resume: bool) -> None:
             from tellapart_training.reinforce import train_reinforce
 
             train_reinforce(config, resume=resume)
+        elif isinstance(config, GrammarConfig):
+            from tellapart_training.grammar_stage import train_grammar
+
+            train_grammar(config, resume=resume)
     except ModuleNotFoundError as error:
         if error.name in _NEEDED:
             raise MissingExtraError(
                 "train", f"training needs {error.name}, which is not installed"
             ) from error
         raise
+
+
+def _mine(arguments: argparse.Namespace) -> None:
+    try:
+        from tellapart_training.bags import MineOptions, mine_training_bags
+    except ModuleNotFoundError as error:
+        if error.name in _NEEDED:
+            raise MissingExtraError("train", f"mining needs {error.name}, which is not installed") from error
+        raise
+    options = MineOptions(
+        images=arguments.images, captions=arguments.captions, splits=tuple(arguments.split),
+        scorer=arguments.scorer,
+        sizes=tuple(arguments.sizes), bands=tuple(arguments.bands), out=arguments.out, seed=arguments.seed,
+        near_duplicate=arguments.near_duplicate, index=arguments.index, cache=arguments.cache,
+        tuning_images=arguments.tuning_images, data_seed=arguments.data_seed,
+    )  # fmt: skip
+    print(json.dumps(mine_training_bags(options)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         "stage",
         choices=sorted(STAGES),
         help="init: first checkpoint; warmup: decoder on text; mle: captioner; retriever; "
-        "reinforce: captioner on the CIDEr-D of its own captions",
+        "reinforce: captioner on a reward of its own captions; grammar: judge of sound text",
     )
     train.add_argument("--config", type=Path, required=True, help="TOML file, see training/configs")
     train.add_argument("--resume", action="store_true", help="go on from the newest state of the run folder")
@@ -99,26 +119,29 @@ def _parser() -> argparse.ArgumentParser:
         "--set", dest="overrides", action="append", default=[], metavar="NAME=VALUE",
         help="override one key, for example optimizer.lr=0.001; may be repeated",
     )  # fmt: skip
+    mine = verbs.add_parser("mine-bags", help="mine bags of look-alike images to train on")
+    mine.add_argument("--images", type=Path, required=True, help="folder or uncompressed .tar")
+    mine.add_argument("--captions", type=Path, help="captions file; left out, likeness is by sight alone")
+    mine.add_argument(
+        "--split", nargs="+", default=["train"], help='splits of the captions file ("" takes all)'
+    )
+    mine.add_argument(
+        "--tuning-images", type=int, default=0, metavar="N",
+        help="leave out the N images that training holds back; give the config's data.tuning_images",
+    )  # fmt: skip
+    mine.add_argument("--data-seed", type=int, default=0, help="the config's data.seed, which draws them")
+    mine.add_argument("--scorer", type=Path, required=True, help="retriever: checkpoint or device bundle")
+    mine.add_argument("--sizes", type=int, nargs="+", default=[2, 3, 5, 7, 10, 15, 20])
+    mine.add_argument("--bands", nargs="+", default=["hard"], help="of hard, medium, easy")
+    mine.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    mine.add_argument("--seed", type=int, default=0)
+    mine.add_argument(
+        "--near-duplicate", type=float, default=0.97, help="cosine above which one of two photos stays out"
+    )
+    mine.add_argument("--index", default="auto", help="auto, exact or faiss")
+    mine.add_argument("--cache", type=Path, default=Path("runs/cache"), help="decoded pixels, embeddings")
     evaluate = verbs.add_parser("evaluate", help="captions and retrieval of a model on a split")
-    which = evaluate.add_mutually_exclusive_group()
-    which.add_argument("--model", type=Path, help="device bundle (default: the embedded one)")
-    which.add_argument("--checkpoint", type=Path, help="training checkpoint, run in torch")
-    evaluate.add_argument("--images", type=Path, required=True, help="folder or uncompressed .tar")
-    evaluate.add_argument("--captions", type=Path, required=True, help="captions file with references")
-    evaluate.add_argument("--split", default="val", help='split to score ("" takes all)')
-    evaluate.add_argument("--out", type=Path, help="report as JSON")
-    evaluate.add_argument(
-        "--captions-out", type=Path, help="captions as JSON lines; with --resume done ones are kept"
-    )
-    evaluate.add_argument(
-        "--resume", action="store_true", help="keep captions that --captions-out already holds"
-    )
-    evaluate.add_argument("--beams", type=int, help="1 is greedy; default: the bundle's, 3 for a checkpoint")
-    evaluate.add_argument("--limit", type=int, default=0, help="only the first N images")
-    evaluate.add_argument("--batch-size", type=int, default=16)
-    evaluate.add_argument("--threads", type=int, default=0, help="0 leaves the runtime's choice")
-    evaluate.add_argument("--df", type=Path, help="fixed document frequencies for CIDEr-D (JSON)")
-    evaluate.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
+    evaluate_options.add_arguments(evaluate)
     return parser
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tellapart.errors import ConfigError
-from tellapart_training.config import STAGES, InitConfig, TrainConfig
+from tellapart_training.config import STAGES, InitConfig, ReinforceConfig, TrainConfig
+from tellapart_training.presets import merged, parse_toml, read_preset
 
 ConfigT = TypeVar("ConfigT")
 
@@ -71,14 +72,14 @@ def load_config(path: Path, *, stage: str, overrides: Sequence[str] = ()) -> Tra
 
     Args:
         path: TOML file.
-        stage: `init`, `warmup`, `mle` or `retriever`.
+        stage: `init`, `warmup`, `mle`, `retriever`, `reinforce` or `grammar`.
         overrides: `dotted.name=value`; the value is TOML, or a plain string where it is not.
 
     Raises:
         ConfigError: file unreadable, not TOML, or not what the stage expects.
     """
     try:
-        values = _parse_toml(path.read_text(encoding="utf-8"))
+        values = parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"cannot read the config {path}: {error.strerror}; give an existing TOML file"
@@ -88,17 +89,11 @@ def load_config(path: Path, *, stage: str, overrides: Sequence[str] = ()) -> Tra
     for override in overrides:
         _apply_override(values, override)
     try:
+        if "preset" in values and STAGES[stage] is ReinforceConfig:
+            values = merged(read_preset(values["preset"]), values)
         return config_from_dict(STAGES[stage], values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-def _parse_toml(text: str) -> dict[str, Any]:
-    try:
-        import tomllib  # Python 3.11 and later
-    except ModuleNotFoundError:  # pragma: no cover - depends on the interpreter
-        import tomli as tomllib  # type: ignore[no-redef,import-not-found,unused-ignore]
-    return dict(tomllib.loads(text))
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -106,7 +101,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not equals or not name.strip():
         raise ConfigError(f"--set {override!r} must look like optimizer.lr=0.001")
     try:
-        value = _parse_toml(f"value = {text}")["value"]
+        value = parse_toml(f"value = {text}")["value"]
     except ValueError:
         value = text.strip()
     table = values
@@ -131,13 +126,22 @@ def config_to_toml(config: object) -> str:
 
 
 def _write_table(values: Mapping[str, Any], name: str, lines: list[str]) -> None:
-    # JSON scalars and lists of scalars are valid TOML values, escapes included.
     tables = {key: value for key, value in values.items() if isinstance(value, dict)}
     if name:
         lines.extend(["", f"[{name}]"])
-    lines.extend(f"{key} = {json.dumps(value)}" for key, value in values.items() if key not in tables)
+    lines.extend(f"{key} = {toml_value(value)}" for key, value in values.items() if key not in tables)
     for key, value in tables.items():
         _write_table(value, f"{name}.{key}" if name else key, lines)
+
+
+def toml_value(value: Any) -> str:
+    """A plain value as TOML on one line, as `--set` takes it."""
+    # JSON scalars are valid TOML values, escapes included; tables in a list are written inline.
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml_value(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    return json.dumps(value)
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str = "") -> list[str]:

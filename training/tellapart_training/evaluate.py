@@ -1,14 +1,17 @@
-"""Measure a captioner and retriever on a split: `evaluate(options)` from top to bottom.
+"""Measure captions and a retriever on a split: `evaluate(options)` from top to bottom.
 
 A device bundle runs through the SDK, as a user would run it, without torch; a training checkpoint runs in
-torch. Captions are scored against the references as the file has them; retrieval queries are normalised
-captions, as the text tower learnt them. Document frequencies of CIDEr-D come from all references of the
-split, even where `limit` scores fewer images, so that a quick look and a full run are on one scale.
+torch; captions that are there, or that people wrote, are scored as they are. Captions are scored against the
+references as the file has them; retrieval queries are normalised captions, as the text tower learnt them.
+Document frequencies of CIDEr-D come from all references of the split, even where `limit` scores fewer images,
+so that a quick look and a full run are on one scale.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,63 +21,25 @@ from typing import Any
 
 import numpy as np
 
-from tellapart.errors import DataError, UsageError
+from tellapart.errors import DataError, MissingExtraError, UsageError
+from tellapart.truematch import read_benchmark
+from tellapart_training.caption_sets import CaptionSet, given_set, human_set, model_set, without_reference
 from tellapart_training.data import CaptionRecord, normalise_caption, read_captions
-from tellapart_training.images import ImageSource, say_on_stderr
+from tellapart_training.evaluate_options import EvaluateOptions
+from tellapart_training.images import ImageSource
 from tellapart_training.metrics import DocumentFrequencies, cider_d, corpus_bleu, metric_words, rouge_l
+from tellapart_training.metrics.habits import habits
+from tellapart_training.metrics.hallucination import object_hallucination
 from tellapart_training.recall import recall_both_ways
-from tellapart_training.run_folder import Progress, write_atomically
-from tellapart_training.subjects import Seen, Subject, bundle_subject, checkpoint_subject
+from tellapart_training.run_folder import write_atomically
+from tellapart_training.subjects import Subject, bundle_subject, checkpoint_subject
 
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """What to measure on what."""
-
-    images: Path
-    """Folder or uncompressed .tar."""
-    captions: Path
-    """File with the references."""
-    split: str = "val"
-    """Split to score; "" takes all records."""
-    model: Path | None = None
-    """Device bundle; None with no checkpoint either is the embedded one."""
-    checkpoint: Path | None = None
-    """Training checkpoint, run in torch."""
-    out: Path | None = None
-    """Report as JSON."""
-    captions_out: Path | None = None
-    """Captions as JSON lines; the first line names the model."""
-    resume: bool = False
-    """Keep captions that `captions_out` holds already."""
-    beams: int | None = None
-    """1 is greedy; None is the bundle's default, 3 for a checkpoint."""
-    limit: int = 0
-    """Only the first N images; 0 takes all."""
-    batch_size: int = 16
-    """Images decoded together."""
-    threads: int = 0
-    """0 leaves the runtime's choice."""
-    df: Path | None = None
-    """Stored document frequencies for CIDEr-D instead of those of the split."""
-
-    def __post_init__(self) -> None:
-        if self.model is not None and self.checkpoint is not None:
-            raise UsageError("give --model or --checkpoint, not both")
-        if (
-            self.limit < 0
-            or self.threads < 0
-            or self.batch_size < 1
-            or (self.beams is not None and self.beams < 1)
-        ):
-            raise UsageError("--limit and --threads must be at least 0, --batch-size and --beams at least 1")
-        if self.resume and self.captions_out is None:
-            raise UsageError("--resume needs --captions-out, the file to go on with")
+__all__ = ["EvaluateOptions", "EvaluationReport", "caption_figures", "evaluate"]
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What came out; `figures` are in [0, 1] except CIDEr-D (0 to 10), counts and mean words."""
+    """What came out; `figures` are in [0, 1] except CIDEr-D (0 to 10), ranks, nats of fluency and counts."""
 
     model: Mapping[str, Any]
     data: Mapping[str, Any]
@@ -93,49 +58,105 @@ class EvaluationReport:
 
     def table(self) -> str:
         """The report for people."""
-        lines = [f"{self.model['name']} ({self.model['sha256'][:12]}), beams {self.model['beams']}"]
+        beams = f", beams {self.model['beams']}" if self.model["beams"] else ""
+        lines = [f"{self.model['name']} ({self.model['sha256'][:12]}){beams}"]
         lines.append(f"{self.data['images']} images of split {self.data['split']!r}")
-        lines.extend(f"  {name:<22}{value:>10.4f}" for name, value in self.figures.items())
-        return "\n".join([*lines, f"  {'seconds':<22}{self.seconds:>10.1f}"])
+        lines.extend(f"  {name:<28}{value:>10.4f}" for name, value in self.figures.items())
+        return "\n".join([*lines, f"  {'seconds':<28}{self.seconds:>10.1f}"])
 
 
 def evaluate(options: EvaluateOptions) -> EvaluationReport:
-    """Caption a split, score captions and retrieval, write the report.
+    """Caption a split or take the captions given, score captions and retrieval, write the report.
 
     Raises:
         DataError: captions or images that cannot be used, or `captions_out` of another model.
+        MissingExtraError: judges need torch, and it is not installed.
         TellapartError: a bundle or checkpoint that cannot be opened.
     """
     started_s = time.monotonic()
     records = [record for record in read_captions(options.captions) if options.split in ("", record.split)]
     if not records:
         raise DataError(f"{options.captions} has no record of split {options.split!r}: correct --split")
-    references = [[metric_words(text) for text in record.captions] for record in records]
     frequencies = (
-        DocumentFrequencies.load(options.df) if options.df else DocumentFrequencies.of_references(references)
+        DocumentFrequencies.load(options.df)
+        if options.df
+        else DocumentFrequencies.of_references([_words(record) for record in records])
     )
     chosen = records[: options.limit or len(records)]
-    references = references[: len(chosen)]
-    with _open_subject(options) as subject:
-        captions, embeddings = _look_at_all(subject, chosen, options)
-        figures = caption_figures(captions, references, frequencies)
-        if subject.can_retrieve:
-            texts = [normalise_caption(text) for record in chosen for text in record.captions]
-            owners = np.array(
-                [row for row, record in enumerate(chosen) for _ in record.captions], dtype=np.int64
-            )
-            rows = subject.embed_texts(texts)
-            figures.update(recall_both_ways(rows @ embeddings.T, owners))
-        model = {"name": subject.name, "sha256": subject.sha256, "kind": subject.kind, "beams": subject.beams}
+    figures: dict[str, float] = {}
+    if options.human:
+        chosen, captions = human_set(chosen, turn=options.human)
+        model = _source_facts(f"human caption {options.human}", "human", options.captions)
+    elif options.captions_file is not None:
+        captions = given_set(options.captions_file, chosen)
+        model = _source_facts(options.captions_file.name, "captions", options.captions_file)
+    else:
+        captions, model, figures = _by_model(chosen, options)
+    scored = without_reference(chosen, turn=options.leave_out) if options.leave_out else chosen
+    references = [_words(record) for record in scored]
+    figures = {**caption_figures(captions.texts, references, frequencies, cut=captions.cut), **figures}
     data = {
         "captions": str(options.captions), "split": options.split, "images": len(chosen),
         "references": sum(map(len, references)), "document_frequencies": frequencies.documents,
     }  # fmt: skip
+    if options.judged:
+        judged, facts = _judged([record.image for record in chosen], captions, options)
+        figures.update(judged)
+        data["judged"] = facts
     report = EvaluationReport(model, data, figures, round(time.monotonic() - started_s, 1))
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(options.out, report.to_json() + "\n")
     return report
+
+
+def caption_figures(
+    captions: Sequence[str],
+    references: Sequence[Sequence[Sequence[str]]],
+    frequencies: DocumentFrequencies,
+    *,
+    cut: Sequence[bool] | None = None,
+) -> dict[str, float]:
+    """Scores and habits of a set of captions.
+
+    Args:
+        captions: one for each image.
+        references: for each image its references as `metric_words`.
+        frequencies: of CIDEr-D.
+        cut: which captions came to no end; None where unknown.
+
+    Returns:
+        Means of cider_d and rouge_l, corpus bleu_1 to bleu_4, the figures of `object_hallucination` and of
+        `habits`.
+    """
+    words = [metric_words(caption) for caption in captions]
+    bleu = corpus_bleu(words, references)
+    return {
+        "cider_d": float(np.mean(cider_d(words, references, frequencies=frequencies))),
+        **{f"bleu_{order}": score for order, score in enumerate(bleu, start=1)},
+        "rouge_l": float(np.mean(rouge_l(words, references))),
+        **object_hallucination(words, references).figures(),
+        **habits(words, cut=cut),
+    }
+
+
+def _by_model(
+    records: Sequence[CaptionRecord], options: EvaluateOptions
+) -> tuple[CaptionSet, dict[str, Any], dict[str, float]]:
+    """A model's captions, its facts, and how well its own retriever finds human captions."""
+    if options.images is None:
+        raise UsageError("give --images: a model has to see them")
+    figures: dict[str, float] = {}
+    with _open_subject(options) as subject:
+        captions, embeddings = model_set(subject, records, options, images=options.images)
+        if subject.can_retrieve:
+            texts = [normalise_caption(text) for record in records for text in record.captions]
+            owners = np.array(
+                [row for row, record in enumerate(records) for _ in record.captions], dtype=np.int64
+            )
+            figures = recall_both_ways(subject.embed_texts(texts) @ embeddings.T, owners)
+        facts = {"name": subject.name, "sha256": subject.sha256, "kind": subject.kind, "beams": subject.beams}
+    return captions, facts, figures
 
 
 def _open_subject(options: EvaluateOptions) -> AbstractContextManager[Subject]:
@@ -144,85 +165,35 @@ def _open_subject(options: EvaluateOptions) -> AbstractContextManager[Subject]:
     return bundle_subject(options.model, beams=options.beams, threads=options.threads)
 
 
-def caption_figures(
-    captions: Sequence[str], references: Sequence[Sequence[Sequence[str]]], frequencies: DocumentFrequencies
-) -> dict[str, float]:
-    """Scores and habits of a set of captions.
-
-    Args:
-        captions: one for each image.
-        references: for each image its references as `metric_words`.
-        frequencies: of CIDEr-D.
-
-    Returns:
-        Means of cider_d and rouge_l, corpus bleu_1 to bleu_4, mean_words, vocabulary_used (different words),
-        distinct_captions (share of captions that no other image got first).
-    """
-    words = [metric_words(caption) for caption in captions]
-    bleu = corpus_bleu(words, references)
-    return {
-        "cider_d": float(np.mean(cider_d(words, references, frequencies=frequencies))),
-        **{f"bleu_{order}": score for order, score in enumerate(bleu, start=1)},
-        "rouge_l": float(np.mean(rouge_l(words, references))),
-        "mean_words": float(np.mean([len(each) for each in words])),
-        "vocabulary_used": float(len({word for each in words for word in each})),
-        "distinct_captions": len({" ".join(each) for each in words}) / len(words),
-    }
-
-
-def _look_at_all(
-    subject: Subject, records: Sequence[CaptionRecord], options: EvaluateOptions
-) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float32]]]:
-    """Captions and unit rows of all images, in order; captions already on disk are kept."""
-    source = ImageSource(options.images)
-    known = _kept_captions(subject, options)
-    progress = Progress(len(records), done_steps=0, enabled=True)
-    captions: dict[str, str] = {}
-    rows = []
-    for start in range(0, len(records), options.batch_size):
-        names = [record.image for record in records[start : start + options.batch_size]]
-        seen: Seen = subject.look([source.read(name) for name in names])
-        rows.append(seen.embeddings)
-        missing = [index for index, name in enumerate(names) if name not in known]
-        for index, caption in zip(missing, subject.captions(seen, missing), strict=True):
-            known[names[index]] = caption
-            if options.captions_out is not None:
-                line = json.dumps({"image": names[index], "caption": caption}, ensure_ascii=False)
-                with options.captions_out.open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
-        captions.update({name: known[name] for name in names})
-        progress.show(start + len(names), 0, {})
-    return [captions[record.image] for record in records], np.concatenate(rows)
-
-
-def _kept_captions(subject: Subject, options: EvaluateOptions) -> dict[str, str]:
-    """Captions of an interrupted run of the same model; a half-written last line is dropped."""
-    path = options.captions_out
-    if path is None:
-        return {}
-    head = {"model": subject.sha256, "beams": subject.beams}
-    kept: dict[str, str] = {}
-    if options.resume and path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        entries = [entry for entry in map(_json_or_none, lines) if entry is not None]
-        if entries and {key: entries[0].get(key) for key in head} != head:
-            raise DataError(
-                f"{path} was written by another model or with other beams: give another --captions-out, "
-                "or leave --resume away to start anew"
-            )
-        kept = {
-            entry["image"]: entry["caption"] for entry in entries[1:] if {"image", "caption"} <= entry.keys()
-        }
-        say_on_stderr(f"{len(kept)} captions kept from {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    body = [json.dumps({"image": name, "caption": text}, ensure_ascii=False) for name, text in kept.items()]
-    write_atomically(path, "\n".join([json.dumps(head), *body]) + "\n")
-    return kept
-
-
-def _json_or_none(line: str) -> dict[str, Any] | None:
+def _judged(
+    names: Sequence[str], captions: CaptionSet, options: EvaluateOptions
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Figures under the judges, and who they are; torch is imported here."""
+    if options.images is None:
+        raise UsageError("give --images: a judge has to see them")
     try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    return entry if isinstance(entry, dict) else None
+        import torch
+
+        from tellapart_training.judged import Judges
+    except ModuleNotFoundError as error:
+        if error.name in ("torch", "safetensors"):
+            raise MissingExtraError("train", f"judges need {error.name}, which is not installed") from error
+        raise
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        judges = Judges.open(
+            options.judges, images=ImageSource(options.images), names=names,
+            cache=options.cache or Path(scratch), seed=options.seed, language_model=options.fluency,
+            benchmark=read_benchmark(options.benchmark) if options.benchmark else None,
+        )  # fmt: skip
+        return judges.figures(names, captions.texts, cut=captions.cut), judges.facts()
+
+
+def _words(record: CaptionRecord) -> list[list[str]]:
+    return [metric_words(text) for text in record.captions]
+
+
+def _source_facts(name: str, kind: str, path: Path) -> dict[str, Any]:
+    """Captions without a model are named by the file that they are in."""
+    return {"name": name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "kind": kind, "beams": 0}

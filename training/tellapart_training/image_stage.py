@@ -18,12 +18,11 @@ from tellapart_model.compact import CompactPair
 from tellapart_training.batches import (
     CaptionedImages,
     ImageBatches,
+    RowOrder,
     Share,
     captioned_images,
     fitting_batch_size,
-    pad_ids,
 )
-from tellapart_training.captioning import captions_of
 from tellapart_training.config import AugmentConfig, ImageStageConfig
 from tellapart_training.data import (
     CaptionRecord,
@@ -35,11 +34,9 @@ from tellapart_training.data import (
 from tellapart_training.features import Trunk, feature_cache, onnx_trunk
 from tellapart_training.images import ImageSource, pixel_cache, say_on_stderr
 from tellapart_training.loop import make_accelerator
-from tellapart_training.losses import caption_inputs_and_labels, mle_loss
-from tellapart_training.metrics import cider_d, metric_words
 from tellapart_training.pair import TrainedPair, open_pair, trunk_identity
-from tellapart_training.recall import recall_both_ways
 from tellapart_training.run_folder import RunFolder
+from tellapart_training.tuning import tuning_figures
 
 Say = Callable[[str], None]
 
@@ -103,20 +100,23 @@ def load_image_data(
         ConfigError: `features_from` that cannot be used.
     """
     report = ReadReport()
-    records = read_captions(Path(config.data.captions), bad_lines=config.data.bad_lines, report=report)
-    records = normalised_records(records, min_words=config.data.min_words, report=report)
+    source = ImageSource(Path(config.data.images))
+    if config.data.captions:
+        records = read_captions(Path(config.data.captions), bad_lines=config.data.bad_lines, report=report)
+        records = normalised_records(records, min_words=config.data.min_words, report=report)
+    else:
+        records = undescribed_records(source, split=config.data.train_splits[0])
     train, tuning = split_records(
         records,
         train_splits=config.data.train_splits,
         tuning_images=config.data.tuning_images,
-        seed=config.seed,
+        seed=config.data.seed,
     )
     train = train[: config.data.limit_images or len(train)]
     if report.summary():
         say(f"{config.data.captions}: {report.summary()}")
     say(f"{len(train)} images to train on, {len(tuning)} held back")
     frozen = (trunk or _frozen_trunk(config, pair, accelerator)) if config.trunk == "frozen" else None
-    source = ImageSource(Path(config.data.images))
 
     def ready(chosen: Sequence[CaptionRecord], views: int) -> CaptionedImages:
         names = [record.image for record in chosen]
@@ -130,12 +130,26 @@ def load_image_data(
         features = feature_cache(
             frozen, pixels, data.truths, pixels_identity=identity,
             views=views if config.augment.enabled else 1, config=augmentation,
-            seed=config.seed, folder=folder, say=say,
+            seed=config.data.seed, folder=folder, say=say,
         )  # fmt: skip
         return captioned_images(chosen, pair.encode, features=features)
 
     with accelerator.main_process_first():
         return ImageData(ready(train, config.views), ready(tuning, 1) if tuning else None)
+
+
+_IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+def undescribed_records(source: ImageSource, *, split: str) -> list[CaptionRecord]:
+    """A record without captions for every image, in the order of their names.
+
+    Args:
+        source: folder or archive; other files in it are passed over.
+        split: that the records are said to belong to.
+    """
+    names = [name for name in source.names() if name.lower().endswith(_IMAGE_ENDINGS)]
+    return [CaptionRecord(name, split, ()) for name in names]
 
 
 def _frozen_trunk(config: ImageStageConfig, pair: TrainedPair, accelerator: Accelerator) -> Trunk:
@@ -166,7 +180,25 @@ class ImageStage:
         accelerator: Accelerator,
         selection: str,
         captions: bool,
+        captions_per_image: int | None = None,
+        order: RowOrder | None = None,
+        max_steps: int = 0,
     ) -> None:
+        """Put the stage together.
+
+        Args:
+            name: of the stage.
+            config: resolved.
+            pair: whose network is trained.
+            objective: takes a batch.
+            data: made ready by `load_image_data`.
+            accelerator: of the run.
+            selection: figure that picks the best epoch.
+            captions: whether the captioner is measured.
+            captions_per_image: other than the config's.
+            order: of the images, other than random batches.
+            max_steps: batches of an epoch at most; 0 takes all.
+        """
         self.name, self.config, self.pair, self.data = name, config, pair, data
         self.network, self.objective = pair.network, objective
         self.selection, self.higher_is_better = selection, True
@@ -175,16 +207,19 @@ class ImageStage:
         if config.trunk == "tuned":
             pair.network.trunk.freeze_before(config.trunk_first_block, depthwise=config.trunk_depthwise)
         share = Share(accelerator.process_index, accelerator.num_processes)
+        per_image = config.captions_per_image if captions_per_image is None else captions_per_image
         accumulate = config.optimizer.accumulate
         self.batches = ImageBatches(
             data=data.train, config=config.augment, seed=config.seed,
             batch_size=fitting_batch_size(
                 config.optimizer.batch_size, len(data.train), accumulate=accumulate, processes=share.processes
             ),
-            accumulate=accumulate, captions_per_image=config.captions_per_image,
+            accumulate=accumulate,
+            captions_per_image=per_image,
             pad_id=pair.tokenizer.pad_id, share=share, device=accelerator.device,
+            order=order, max_steps=max_steps,
         )  # fmt: skip
-        self.steps_per_epoch = self.batches.steps_per_epoch
+        self.steps_per_epoch = [self.batches.steps(epoch) for epoch in range(config.optimizer.epochs)]
 
     def batch(self, epoch: int, step: int, part: int) -> Mapping[str, Any]:
         """See `loop.Stage`."""
@@ -198,17 +233,22 @@ class ImageStage:
         """Figures on the held-back images.
 
         Returns:
-            Recall both ways; for a captioner also the loss per token in nats without smoothing and CIDEr-D
-            of greedy captions of the first `caption_images`; and samples of those captions.
+            Figures, see `tuning_figures` and `caption_figures`, and samples of the captions.
         """
         del epoch
         if self.data.tuning is None:
             return {}, []
         with torch.inference_mode():
-            return tuning_figures(
+            found = tuning_figures(
                 self.pair, self.data.tuning, device=self.device, captions=self._captions,
                 caption_images=self.config.loop.caption_images, sample_images=self.config.loop.sample_images,
             )  # fmt: skip
+            return {**found.figures, **self.caption_figures(found.lines)}, found.samples
+
+    def caption_figures(self, lines: Sequence[str]) -> dict[str, float]:
+        """Further figures of a stage, from the greedy captions of the first tuning images."""
+        del lines
+        return {}
 
 
 def batch_features(network: CompactPair, pixels: Tensor | None, features: Tensor | None) -> Tensor:
@@ -222,62 +262,3 @@ def batch_features(network: CompactPair, pixels: Tensor | None, features: Tensor
     if pixels is None:
         raise DataError("a batch needs pixels or features: build one of the two caches")
     return network.features(pixels)
-
-
-def image_features(pair: TrainedPair, data: CaptionedImages, rows: range, device: torch.device) -> Tensor:
-    """Features of some images as they are, (b, N, C) float32."""
-    if data.features is not None:
-        return torch.from_numpy(np.asarray(data.features[rows.start : rows.stop, 0], dtype=np.float32)).to(
-            device
-        )
-    pixels = np.array(data.pixels[rows.start : rows.stop])  # type: ignore[index]
-    return pair.network.features(torch.from_numpy(pixels).to(device))
-
-
-def tuning_figures(
-    pair: TrainedPair,
-    data: CaptionedImages,
-    *,
-    device: torch.device,
-    captions: bool,
-    caption_images: int,
-    sample_images: int,
-    batch_size: int = 32,
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """See `ImageStage.evaluate`; the network must be in eval mode, gradients off."""
-    images, texts, owners, written = [], [], [], []
-    nats, tokens = 0.0, 0
-    for start in range(0, len(data), batch_size):
-        rows = range(start, min(start + batch_size, len(data)))
-        features = image_features(pair, data, rows, device)
-        images.append(pair.network.embed_features(features).float().cpu())
-        flat = [ids for row in rows for ids in data.ids[row]]
-        own = [row for row in rows for _ in data.ids[row]]
-        ids = pad_ids(flat, pair.tokenizer.pad_id).to(device)
-        texts.append(pair.network.embed_text(ids).float().cpu())
-        owners.extend(own)
-        if not captions:
-            continue
-        cross_kv = pair.network.cross_kv(features)
-        inputs, labels = caption_inputs_and_labels(ids, pair.tokenizer.pad_id)
-        index = torch.tensor(own, device=device) - start
-        logits = pair.network.decoder(inputs, cross_kv.index_select(1, index))
-        nats += float(mle_loss(logits, labels))
-        tokens += int((labels >= 0).sum())
-        if start < caption_images:
-            written.extend(captions_of(pair, cross_kv))
-    similarity = torch.cat(texts) @ torch.cat(images).T
-    figures = recall_both_ways(similarity.numpy(), np.asarray(owners, dtype=np.int64))
-    if not captions:
-        return figures, []
-    lines = written[:caption_images]
-    references = [[metric_words(text) for text in record.captions] for record in data.records]
-    figures = {"tuning_loss": nats / max(1, tokens), **figures}
-    if lines:
-        scores = cider_d([metric_words(line) for line in lines], references[: len(lines)])
-        figures["cider_d"] = float(np.mean(scores))
-    samples = [
-        {"image": data.records[row].image, "caption": line, "references": list(data.records[row].captions)}
-        for row, line in enumerate(lines[:sample_images])
-    ]
-    return figures, samples

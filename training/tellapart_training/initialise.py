@@ -42,7 +42,7 @@ def initialise(config: InitConfig) -> Path:
     if target.exists():
         raise ConfigError(f"{target} exists already: delete it to start anew, or keep it as it is")
     torch.manual_seed(config.seed)
-    texts, _ = load_texts(config.data, seed=config.seed)
+    texts, _ = load_texts(config.data, seed=config.data.seed)
     lines = (minilm_folder() / "vocab.txt").read_text(encoding="utf-8").splitlines()
     original = Tokenizer.from_lines(lines, Vocabulary())
     pieces = [piece for text in texts for piece in original.pieces(text)]

@@ -14,7 +14,9 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,16 +40,20 @@ from tellapart_training.state import (
     restore_optimizer,
     save_state,
 )
+from tellapart_training.stopwatch import Stopwatch
 
 
 class Stage(Protocol):
     """What a stage gives the loop."""
 
     name: str
-    steps_per_epoch: int
     selection: str
     """Name of the evaluation figure that picks the best epoch."""
     higher_is_better: bool
+
+    @property
+    def steps_per_epoch(self) -> int | Sequence[int]:
+        """Steps of an epoch; a sequence where epochs differ, one number for each."""
 
     @property
     def network(self) -> nn.Module:
@@ -65,6 +71,16 @@ class Stage(Protocol):
 
     def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
         """Write the network as a checkpoint folder."""
+
+
+class Memory(Protocol):
+    """What a stage remembers from step to step besides weights, kept in every state."""
+
+    def facts(self) -> Mapping[str, Any]:
+        """Numbers and texts that JSON can hold."""
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Take up what `facts` gave."""
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -86,15 +102,25 @@ class Run:
     """One stage on its way through its epochs."""
 
     def __init__(
-        self, config: TrainConfig, stage: Stage, accelerator: Accelerator, folder: RunFolder
+        self,
+        config: TrainConfig,
+        stage: Stage,
+        accelerator: Accelerator,
+        folder: RunFolder,
+        *,
+        memory: Memory | None = None,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
         self.config, self.stage, self.accelerator, self.folder = config, stage, accelerator, folder
+        self.memory, self.stopwatch = memory, stopwatch
         self.network = stage.network
         self.raw_optimizer = make_optimizer(self.network, config.optimizer)
         self.objective, self.optimizer = accelerator.prepare(stage.objective, self.raw_optimizer)
         self.average = WeightAverage(self.network, config.optimizer.ema_decay)
         self.trained = self.average.live
-        self.total_steps = stage.steps_per_epoch * config.optimizer.epochs
+        steps, epochs = stage.steps_per_epoch, config.optimizer.epochs
+        self.epoch_ends = list(accumulate([steps] * epochs if isinstance(steps, int) else steps))
+        self.total_steps = self.epoch_ends[-1]
         self.step = 0
         self.elapsed_s = 0.0
         self.best: dict[str, Any] = {}
@@ -114,21 +140,28 @@ class Run:
             if self.average.decay:
                 copy_tensors(tensors["ema"], self.average.averages, "average")
             self.step, self.elapsed_s, self.best = facts["step"], facts["elapsed_s"], facts["best"]
+            if self.memory is not None:
+                self.memory.restore(facts["memory"])
         self.accelerator.wait_for_everyone()
         if self.is_main:
             self.folder.cut_after(self.step)
             recover_folder(self.folder.path / "best")
             recover_folder(self.folder.path / "last")
 
+    def place(self, step: int) -> tuple[int, int]:
+        """Epoch and position in it after so many steps."""
+        epoch = bisect_right(self.epoch_ends, step)
+        return epoch, step - (self.epoch_ends[epoch - 1] if epoch else 0)
+
     def run(self) -> dict[str, Any]:
         """Train to the last step; returns the facts of run.json."""
         progress = Progress(self.total_steps, done_steps=self.step, enabled=self.is_main)
         started_s, before_s = time.monotonic(), self.elapsed_s
         while self.step < self.total_steps:
-            epoch, position = divmod(self.step, self.stage.steps_per_epoch)
+            epoch, position = self.place(self.step)
             values = self._train_step(epoch, position)
             self.elapsed_s = before_s + time.monotonic() - started_s
-            ends_epoch = position + 1 == self.stage.steps_per_epoch
+            ends_epoch = self.step == self.epoch_ends[epoch]
             if self.step % self.config.loop.log_every == 0 or ends_epoch or self.step == 1:
                 self._log(epoch, values, progress)
             if ends_epoch:
@@ -159,7 +192,8 @@ class Run:
             last = part + 1 == config.accumulate
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
                 values = self.objective(**batch)
-                self.accelerator.backward(values["loss"] / config.accumulate)
+                with self.stopwatch.measure("backward") if self.stopwatch else contextlib.nullcontext():
+                    self.accelerator.backward(values["loss"] / config.accumulate)
             for name, value in values.items():
                 totals[name] = (
                     totals.get(name, torch.zeros(())) + value.detach().float().cpu() / config.accumulate
@@ -171,6 +205,8 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.average.update(self.step)
+        if self.stopwatch:
+            self.stopwatch.step_done()
         return totals
 
     def _log(self, epoch: int, values: Mapping[str, Tensor], progress: Progress) -> None:
@@ -186,6 +222,7 @@ class Run:
         if self.is_main:
             lr = self.config.optimizer.lr * lr_share(self.step - 1, self.total_steps, self.config.optimizer)
             entry = {"kind": "train", "step": self.step, "epoch": epoch, **numbers, "lr": lr}
+            entry |= self.stopwatch.lap() if self.stopwatch else {}
             self.folder.log({**entry, "elapsed_s": round(self.elapsed_s, 2)})
             progress.show(self.step, epoch, {**numbers, "lr": lr})
 
@@ -240,12 +277,10 @@ class Run:
                 "optimizer": flatten_optimizer(self.raw_optimizer, names),
                 "ema": self.average.averages,
             }
-            facts = {
-                "epoch": self.step // self.stage.steps_per_epoch,
-                "position": self.step % self.stage.steps_per_epoch,
-                "elapsed_s": self.elapsed_s,
-                "best": self.best,
-            }
+            epoch, position = self.place(self.step)
+            facts = {"epoch": epoch, "position": position, "elapsed_s": self.elapsed_s, "best": self.best}
+            if self.memory is not None:
+                facts["memory"] = dict(self.memory.facts())
             save_state(
                 self.folder.states,
                 step=self.step,
@@ -257,7 +292,14 @@ class Run:
 
 
 def run_steps(
-    config: TrainConfig, stage: Stage, accelerator: Accelerator, *, folder: RunFolder, resume: bool
+    config: TrainConfig,
+    stage: Stage,
+    accelerator: Accelerator,
+    *,
+    folder: RunFolder,
+    resume: bool,
+    memory: Memory | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> dict[str, Any]:
     """Train one stage to its end.
 
@@ -267,6 +309,8 @@ def run_steps(
         accelerator: from `make_accelerator`.
         folder: of the run, already checked against `config`.
         resume: take up the newest state.
+        memory: kept in every state and restored from it.
+        stopwatch: its figures go into every line of metrics; "backward" is measured here.
 
     Returns:
         The facts of run.json.
@@ -275,7 +319,7 @@ def run_steps(
         ConfigError: nothing to train, or the loss is no longer finite.
         CheckpointError: a damaged state, or one of another model.
     """
-    run = Run(config, stage, accelerator, folder)
+    run = Run(config, stage, accelerator, folder, memory=memory, stopwatch=stopwatch)
     if accelerator.is_main_process:
         folder.open()
     if resume:

@@ -51,37 +51,6 @@ def mle_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) ->
     )
 
 
-def leave_one_out_advantage(rewards: Tensor) -> Tensor:
-    """Each reward less the mean reward of the other samples of its image (method 9.2).
-
-    Args:
-        rewards: (n, s) float, s >= 2 samples of each of n images.
-
-    Returns:
-        (n, s); every row sums to zero.
-    """
-    samples = rewards.shape[1]
-    others = (rewards.sum(1, keepdim=True) - rewards) / (samples - 1)
-    return rewards - others
-
-
-def reinforce_loss(logits: Tensor, labels: Tensor, advantages: Tensor) -> Tensor:
-    """REINFORCE: minus advantage times log-probability, summed over the tokens drawn.
-
-    Args:
-        logits: (b, t, V) of any float type; computed in float32.
-        labels: (b, t) int64 tokens drawn, `IGNORED` behind the end piece.
-        advantages: (b,) float without gradient, higher is better.
-
-    Returns:
-        Scalar float32.
-    """
-    nats = functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-    ).view_as(labels)
-    return (nats * advantages[:, None]).sum()
-
-
 def positive_pairs(owners: Tensor, text_keys: Tensor, images: int) -> Tensor:
     """Which text is true of which image, as far as the batch tells.
 

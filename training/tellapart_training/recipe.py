@@ -2,9 +2,8 @@
 
     python -m tellapart_training.recipe --data ../shared/data --run runs/embedded
 
-Each step is one `tellapart` command in a process of its own and is skipped when what it makes is there, so
-the recipe resumes where it was stopped; a training step goes on from its newest state. Every step's seconds
-are kept in RUN/recipe.json and end up in the model card.
+A recipe resumes where it was stopped, see `steps`. Every step's seconds are kept in RUN/recipe.json and end
+up in the model card.
 """
 
 from __future__ import annotations
@@ -12,46 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tellapart.errors import DataError, TellapartError
 from tellapart_training.publish import publish_embedded
-from tellapart_training.run_folder import git_commit, write_atomically
+from tellapart_training.steps import Step, run_commands
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 EMBEDDED = Path("sdk/tellapart/model")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command of the recipe.
-
-    Attributes:
-        name: key in recipe.json.
-        makes: file or folder that is there when the step is done.
-        argv: arguments of `python -m tellapart`.
-        trains: the folder is a run, to be resumed while its run.json does not say that it is finished.
-    """
-
-    name: str
-    makes: Path
-    argv: Sequence[str]
-    trains: bool = False
-
-    def is_done(self) -> bool:
-        """Whether the step has nothing left to do."""
-        if not self.trains:
-            return self.makes.exists()
-        try:
-            facts = json.loads((self.makes / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        return bool(facts.get("finished"))
 
 
 def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
@@ -72,6 +41,8 @@ def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
             settings["init"] = start
         if features is not None:
             settings["features_from"] = features
+        if name == "apart":
+            settings["reward.scorer"] = run / "heads/last"
         overrides = [f"--set={key}={json.dumps(str(value))}" for key, value in settings.items()]
         if stage in ("init", "warmup"):
             overrides.append(f"--set=data.text={json.dumps([str(data / 'coco_text/captions.jsonl')])}")
@@ -109,7 +80,8 @@ def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
         quantize("trunk-int8", run / "joint-fp32", "--min-agreement", "0", "--max-recall-drop", "100"),
         train("mle", "heads", start=run / "joint/last", features=run / "trunk-int8"),
         train("reinforce", "reinforce", start=run / "heads/last", features=run / "trunk-int8"),
-        export("fp32", run / "reinforce/last"),
+        train("reinforce", "apart", start=run / "reinforce/last", features=run / "trunk-int8"),
+        export("fp32", run / "apart/last"),
         quantize("int8", run / "fp32"),
         *(evaluate(bundle, split) for bundle in ("fp32", "int8") for split in ("val", "coco_val100")),
     ]
@@ -124,27 +96,7 @@ def run_recipe(data: Path, run: Path, *, out: Path) -> None:
     for name in ("flickr8k", "coco_text", "coco_val100"):
         if not (data / name).is_dir():
             raise DataError(f"{data / name} is not there: give the data folder with --data")
-    run.mkdir(parents=True, exist_ok=True)
-    log = run / "recipe.json"
-    seconds: dict[str, float] = json.loads(log.read_text(encoding="utf-8"))["seconds"] if log.exists() else {}
-    steps = recipe_steps(data, run, cache=run / "cache")
-    for number, step in enumerate(steps, start=1):
-        title = f"[{number}/{len(steps)}] {step.name}"
-        if step.is_done():
-            print(f"{title}: done before", file=sys.stderr)
-            continue
-        again = ["--resume"] if step.trains and step.makes.exists() else []
-        print(f"{title}: tellapart {' '.join([*step.argv, *again])}", file=sys.stderr, flush=True)
-        started_s = time.monotonic()
-        status = subprocess.run(
-            [sys.executable, "-m", "tellapart", *step.argv, *again], check=False
-        ).returncode
-        seconds[step.name] = round(seconds.get(step.name, 0.0) + time.monotonic() - started_s, 1)
-        write_atomically(log, json.dumps({"seconds": seconds, "commit": git_commit()}, indent=1) + "\n")
-        if status:
-            raise DataError(
-                f"step {step.name!r} ended with status {status}: mend what it says, run this again"
-            )
+    seconds = run_commands(recipe_steps(data, run, cache=run / "cache"), log=run / "recipe.json")
     manifest = publish_embedded(run, out, seconds=seconds, processors=os.cpu_count() or 1)
     mib = sum(entry.bytes for entry in manifest.files.values()) / 2**20
     print(f"{out}: {mib:.1f} MiB, recipe took {sum(seconds.values()) / 60:.0f} min", file=sys.stderr)

@@ -1,77 +1,73 @@
-"""Train the captioner on a reward of its own captions: self-critical training on CIDEr-D, from top to bottom.
+"""Train the captioner on a reward of its own captions, from top to bottom.
 
-Several captions are drawn of each image; each is scored against the human ones, and what exceeds the mean of
-its siblings is made likelier, what falls short less likely (Rennie et al. 2017, with a leave-one-out
-baseline). Document frequencies are those of the training references. The end of a caption counts as a word on
-both sides, so that captions which stop in mid-sentence lose. Dropout is off: drawn and trained distribution
-agree.
+Captions are drawn of each image; each earns a weighted sum of terms (`rewards`); what exceeds a baseline is
+made likelier, what falls short less likely (`estimator`). A frozen scorer that knows the training images in
+advance makes self-retrieval cost no more than the text. Dropout is off: drawn and trained distribution agree.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tellapart_model.compact import CompactPair
 from tellapart_model.config import END_ID, PAD_ID, START_ID
-from tellapart_model.generate import sample
+from tellapart_model.generate import greedy, sample
+from tellapart_training.adapters import lora_of_run, merged
+from tellapart_training.bag_order import BagOrder
 from tellapart_training.config import ReinforceConfig
+from tellapart_training.estimator import (
+    RunningMean,
+    advantages_of,
+    batch_average,
+    kl_divergence,
+    policy_logprobs,
+    reinforce_loss,
+    token_logprobs,
+)
 from tellapart_training.features import Trunk
 from tellapart_training.image_stage import ImageStage, batch_features, open_image_stage
 from tellapart_training.loop import run_steps
 from tellapart_training.losses import (
     IGNORED,
     caption_inputs_and_labels,
-    leave_one_out_advantage,
     mle_loss,
     process_count,
-    reinforce_loss,
     sum_over_processes,
 )
-from tellapart_training.metrics import metric_words
-from tellapart_training.metrics.cider import CiderD, DocumentFrequencies
 from tellapart_training.pair import TrainedPair
-
-END_WORD = "</s>"
-
-
-class CiderReward:
-    """CIDEr-D of drawn captions; the end piece is a word."""
-
-    def __init__(self, pair: TrainedPair, references: Sequence[Sequence[str]]) -> None:
-        """Weigh the references.
-
-        Args:
-            pair: whose tokenizer reads the captions.
-            references: the human captions of each training image.
-        """
-        self._decode = pair.tokenizer.decode
-        words = [[[*metric_words(text), END_WORD] for text in texts] for texts in references]
-        self._scorer = CiderD(words, DocumentFrequencies.of_references(words))
-
-    def __call__(self, drawn: Tensor, rows: Sequence[int]) -> Tensor:
-        """Rewards, (b,) float32 from 0 to 10.
-
-        Args:
-            drawn: (b, t) int64 as `generate.sample` gives them.
-            rows: the training image of each caption.
-        """
-        scores = []
-        for ids, row in zip(drawn.tolist(), rows, strict=True):
-            ended = [END_WORD] if END_ID in ids else []
-            scores.append(self._scorer.score([*metric_words(self._decode(ids)), *ended], row))
-        return torch.tensor(scores)
+from tellapart_training.reward_parts import RewardParts, bag_order, open_reward
+from tellapart_training.rewards import DrawnCaptions, RewardTerm, weighted_sum
+from tellapart_training.stopwatch import Stopwatch
 
 
 class ReinforceObjective(nn.Module):
-    """Minus the expected reward, and cross-entropy on human captions beside it."""
+    """Minus the expected reward; beside it divergence from the start and cross-entropy on human captions."""
 
-    def __init__(self, pair: TrainedPair, config: ReinforceConfig, reward: CiderReward) -> None:
+    def __init__(
+        self, pair: TrainedPair, config: ReinforceConfig, terms: Mapping[str, RewardTerm],
+        *, reference: CompactPair | None = None,
+    ) -> None:  # fmt: skip
+        """Put the objective together.
+
+        Args:
+            pair: its network is trained.
+            config: resolved.
+            terms: of the reward, by their names in `config.reward`.
+            reference: the network as it was, where `config.kl_weight` is above 0.
+        """
         super().__init__()
-        self.network, self.reward = pair.network, reward
-        self.samples, self.mle_weight = config.samples_per_image, config.mle_weight
+        self.network, self.config, self.terms = pair.network, config, terms
+        self.reference, self.decode = reference, pair.tokenizer.decode
+        self.weights = {name: float(getattr(config.reward, name)) for name in terms}
+        self.running = RunningMean(reset_at_levels=config.baseline_reset)
+        self.stopwatch = Stopwatch("sampling", "scoring", "backward")
         self.max_new_tokens = min(config.max_new_tokens, pair.max_tokens - 1)
 
     def forward(
@@ -82,39 +78,140 @@ class ReinforceObjective(nn.Module):
         owners: Tensor,
         text_keys: Tensor,
         rows: Sequence[int],
+        bags: Sequence[int],
+        pool: Sequence[int],
+        pool_bags: Sequence[int],
+        level: int,
     ) -> dict[str, Tensor]:
-        """See `batches.ImageBatches.batch` for the shapes; `rows` are the training images of the batch."""
+        """A step's scalars by name, "loss" among them.
+
+        Args:
+            pixels: see `batches.ImageBatches.batch`, as for the next four.
+            features: likewise.
+            ids: likewise; read where cross-entropy is asked for.
+            owners: likewise.
+            text_keys: likewise; not read.
+            rows: the training image of each image of this process's share.
+            bags: the bag of each.
+            pool: the training images of the whole batch over all processes.
+            pool_bags: the bag of each.
+            level: row of the curriculum.
+        """
         del text_keys
+        config, samples = self.config, self.config.samples_per_image
         self.network.eval()
         features = batch_features(self.network, pixels, features)  # (b, N, C)
         cross_kv = self.network.cross_kv(features)  # (2L, b, H, N, D)
-        repeated = cross_kv.repeat_interleave(self.samples, 1)
-        drawn = sample(self.network, repeated.detach(), max_new_tokens=self.max_new_tokens)  # (b * s, t)
-        rewards = self.reward(drawn, [row for row in rows for _ in range(self.samples)]).to(drawn.device)
-        advantages = leave_one_out_advantage(rewards.view(-1, self.samples)).flatten()
+        with self.stopwatch.measure("sampling"):
+            drawn = self._draw(cross_kv.detach())  # (b * s, t)
+            likeliest = self._greedy(cross_kv.detach()) if config.baseline == "greedy" else drawn[:0]
+        with self.stopwatch.measure("scoring"):
+            scene = self._scene([drawn, likeliest], rows=rows, bags=bags, pool=pool, pool_bags=pool_bags)
+            terms = {name: term(scene).to(drawn.device) for name, term in self.terms.items()}
+            totals = weighted_sum(terms, self.weights)
+        rewards, compared = totals[: len(drawn)], totals[len(drawn) :]
+        self.running.enter(level)
+        advantages = advantages_of(
+            rewards, samples=samples, baseline=config.baseline, running=self.running, greedy=compared
+        )
         start = torch.full_like(drawn[:, :1], START_ID)
         inputs, labels = caption_inputs_and_labels(torch.cat([start, drawn], 1), PAD_ID)
-        tokens = sum_over_processes((labels != IGNORED).sum())
-        summed = reinforce_loss(self.network.decoder(inputs, repeated), labels, advantages)
-        loss = summed * process_count() / tokens
-        values = {"loss": loss, "reward": rewards.mean()}
-        if self.mle_weight:
-            inputs, labels = caption_inputs_and_labels(ids, PAD_ID)
-            logits = self.network.decoder(inputs, cross_kv.index_select(1, owners))
-            tokens = sum_over_processes((labels != IGNORED).sum())
-            caption_loss = mle_loss(logits, labels) * process_count() / tokens
-            values.update(
-                loss=loss + self.mle_weight * caption_loss, reinforce_loss=loss, caption_loss=caption_loss
-            )
+        logits = self.network.decoder(inputs, cross_kv.repeat_interleave(samples, 1))
+        policy = policy_logprobs(logits, config.temperature)
+        loss = reinforce_loss(token_logprobs(policy, labels), labels, advantages, config.normalise)
+        values = {
+            "loss": loss, "reward": rewards.mean(), "reward_std": rewards.std(correction=0),
+            **{f"reward_{name}": each[: len(drawn)].mean() for name, each in terms.items()},
+            "caption_words": _mean_words(scene.texts[: len(drawn)]),
+            "cut_captions": 1 - (drawn == END_ID).any(1).float().mean(),
+        }  # fmt: skip
+        if config.baseline == "running_mean":
+            values["baseline"] = (rewards - advantages).mean()
+        if self.reference is not None:
+            with torch.no_grad():
+                seen = features if pixels is None else self.reference.features(pixels)
+            divergence = self._divergence(self.reference, seen, inputs, labels, policy)
+            total = values["loss"] + config.kl_weight * divergence
+            values.update(loss=total, reinforce_loss=loss, kl=divergence)
+        if config.mle_weight:
+            caption_loss = self._cross_entropy(ids, owners, cross_kv)
+            total = values["loss"] + config.mle_weight * caption_loss
+            values.update(loss=total, reinforce_loss=loss, caption_loss=caption_loss)
         return values
+
+    def _draw(self, cross_kv: Tensor) -> Tensor:
+        config = self.config
+        if config.decode == "greedy":
+            return self._greedy(cross_kv)
+        repeated = cross_kv.repeat_interleave(config.samples_per_image, 1)
+        return sample(
+            self.network, repeated, max_new_tokens=self.max_new_tokens, temperature=config.temperature
+        )
+
+    def _greedy(self, cross_kv: Tensor) -> Tensor:
+        return greedy(self.network, cross_kv, max_new_tokens=self.max_new_tokens)
+
+    def _scene(
+        self, blocks: Sequence[Tensor], *, rows: Sequence[int], bags: Sequence[int], pool: Sequence[int],
+        pool_bags: Sequence[int],
+    ) -> DrawnCaptions:  # fmt: skip
+        """Blocks of captions, each with equally many of every image, as texts with their images."""
+        ids = [row for block in blocks for row in block.tolist()]
+        each = [len(block) // len(rows) for block in blocks]
+        return DrawnCaptions(
+            texts=[self.decode(row) for row in ids], ended=[END_ID in row for row in ids],
+            rows=[row for count in each for row in rows for _ in range(count)],
+            bags=[bag for count in each for bag in bags for _ in range(count)],
+            pool=pool, pool_bags=pool_bags,
+        )  # fmt: skip
+
+    def _divergence(
+        self, reference: CompactPair, features: Tensor, inputs: Tensor, labels: Tensor, policy: Tensor
+    ) -> Tensor:
+        """Mean divergence from the network as it was."""
+        config = self.config
+        with torch.no_grad():
+            cross_kv = reference.cross_kv(features.detach()).repeat_interleave(config.samples_per_image, 1)
+            before = policy_logprobs(reference.decoder(inputs, cross_kv), config.temperature)
+        return batch_average(kl_divergence(policy, before, labels), labels, config.normalise)
+
+    def _cross_entropy(self, ids: Tensor, owners: Tensor, cross_kv: Tensor) -> Tensor:
+        inputs, labels = caption_inputs_and_labels(ids, PAD_ID)
+        logits = self.network.decoder(inputs, cross_kv.index_select(1, owners))
+        tokens = sum_over_processes((labels != IGNORED).sum())
+        return mle_loss(logits, labels) * process_count() / tokens
+
+
+def _mean_words(texts: Sequence[str]) -> Tensor:
+    return torch.tensor(sum(len(text.split()) for text in texts) / max(1, len(texts)))
 
 
 class ReinforceStage(ImageStage):
-    """An image stage whose batches also say which images they hold."""
+    """An image stage whose batches also say which images they hold and what they are told apart from."""
+
+    def __init__(self, *, parts: RewardParts, order: BagOrder | None, **stage: Any) -> None:
+        super().__init__(order=order, **stage)
+        self._parts, self._bag_order = parts, order
 
     def batch(self, epoch: int, step: int, part: int) -> Mapping[str, Any]:
         """See `loop.Stage`."""
-        return {**super().batch(epoch, step, part), "rows": self.batches.rows(epoch, step, part)}
+        rows, pool = self.batches.rows(epoch, step, part), self.batches.rows_of_all(epoch, step, part)
+        first = self.batches.share.rank * len(rows)
+        size = self._bag_order.bag_size(epoch) if self._bag_order else len(pool)
+        pool_bags = [place // size for place in range(len(pool))]
+        return {
+            **super().batch(epoch, step, part), "rows": rows, "bags": pool_bags[first : first + len(rows)],
+            "pool": pool, "pool_bags": pool_bags,
+            "level": self._bag_order.level(epoch) if self._bag_order else 0,
+        }  # fmt: skip
+
+    def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """See `loop.Stage`; adapters are merged into plain weights."""
+        dataclasses.replace(self.pair, network=merged(self.network)).save(folder, facts)
+
+    def caption_figures(self, lines: Sequence[str]) -> dict[str, float]:
+        """Self-retrieval of the greedy captions by the reward's scorer."""
+        return self._parts.tuning_figures(lines)
 
 
 def train_reinforce(
@@ -137,9 +234,19 @@ def train_reinforce(
     for part in (pair.network.pool, pair.network.text):
         part.requires_grad_(False)
     pair.network.log_scale.requires_grad_(False)
-    reward = CiderReward(pair, [record.captions for record in data.train.records])
+    parts = open_reward(config, data, accelerator)
+    reference = None
+    if config.kl_weight:
+        # Copied before any state is taken up, so that a resumed run diverges from the same network.
+        reference = copy.deepcopy(pair.network).requires_grad_(False).eval()
+    lora_of_run(pair.network, config.lora)
+    objective = ReinforceObjective(pair, config, parts.terms, reference=reference)
     stage = ReinforceStage(
-        name="reinforce", config=config, pair=pair, objective=ReinforceObjective(pair, config, reward),
-        data=data, accelerator=accelerator, selection="cider_d", captions=True,
+        name="reinforce", config=config, pair=pair, objective=objective, data=data, accelerator=accelerator,
+        selection=config.selection, captions=True, parts=parts, order=bag_order(config, data, accelerator),
+        captions_per_image=None if config.mle_weight else 0, max_steps=config.max_steps_per_epoch,
     )  # fmt: skip
-    return run_steps(config, stage, accelerator, folder=folder, resume=resume)
+    return run_steps(
+        config, stage, accelerator, folder=folder, resume=resume, memory=objective.running,
+        stopwatch=objective.stopwatch,
+    )  # fmt: skip

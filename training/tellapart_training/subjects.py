@@ -30,6 +30,26 @@ class Seen:
     views: Any
 
 
+class Written(Protocol):
+    """A caption as a subject wrote it; see `captioning.WrittenCaption`."""
+
+    @property
+    def text(self) -> str:
+        """The caption."""
+
+    @property
+    def cut(self) -> bool:
+        """Whether it came to no end."""
+
+
+@dataclass(frozen=True)
+class DeviceCaption:
+    """A caption of the SDK as a `Written`."""
+
+    text: str
+    cut: bool
+
+
 class Subject(Protocol):
     """A model under measurement."""
 
@@ -42,7 +62,7 @@ class Subject(Protocol):
     def look(self, images: Sequence[bytes]) -> Seen:
         """One vision pass over encoded images."""
 
-    def captions(self, seen: Seen, rows: Sequence[int]) -> list[str]:
+    def captions(self, seen: Seen, rows: Sequence[int]) -> Sequence[Written]:
         """Captions of some of the images."""
 
     def embed_texts(self, texts: Sequence[str]) -> FloatArray:
@@ -63,11 +83,11 @@ class _BundleSubject:
         views = [self._captioner.look(image) for image in images]
         return Seen(np.concatenate([view.embedding for view in views]), views)
 
-    def captions(self, seen: Seen, rows: Sequence[int]) -> list[str]:
+    def captions(self, seen: Seen, rows: Sequence[int]) -> Sequence[Written]:
         views = [seen.views[row] for row in rows]
         options = DecodeOptions(beams=self.beams)
         found = self._captioner.caption_many(views, batch_size=max(1, len(views)), options=options)
-        return [caption.text for caption in found]
+        return [DeviceCaption(caption.text, caption.truncated) for caption in found]
 
     def embed_texts(self, texts: Sequence[str]) -> FloatArray:
         return self._captioner.retriever.embed_texts(texts)
@@ -95,7 +115,7 @@ def checkpoint_subject(checkpoint: Path, *, beams: int | None, threads: int) -> 
     import torch
 
     from tellapart_training.batches import pad_ids
-    from tellapart_training.captioning import captions_of
+    from tellapart_training.captioning import write_captions
     from tellapart_training.images import to_pixels
     from tellapart_training.pair import open_pair
 
@@ -117,11 +137,11 @@ def checkpoint_subject(checkpoint: Path, *, beams: int | None, threads: int) -> 
                 cross_kv, embedding = pair.network(torch.from_numpy(pixels))
             return Seen(embedding.numpy(), cross_kv)
 
-        def captions(self, seen: Seen, rows: Sequence[int]) -> list[str]:
+        def captions(self, seen: Seen, rows: Sequence[int]) -> Sequence[Written]:
             if not rows:
                 return []
             with torch.inference_mode():
-                return captions_of(pair, seen.views[:, list(rows)], beams=self.beams)
+                return write_captions(pair, seen.views[:, list(rows)], beams=self.beams)
 
         def embed_texts(self, texts: Sequence[str]) -> FloatArray:
             found = []

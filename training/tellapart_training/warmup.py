@@ -105,7 +105,7 @@ def train_warmup(config: WarmupConfig, *, resume: bool = False) -> dict[str, Any
     pair = open_pair(Path(config.init))
     for name, parameter in pair.network.named_parameters():
         parameter.requires_grad_(part_of(name) == "decoder")
-    train, tuning = load_texts(config.data, seed=config.seed)
+    train, tuning = load_texts(config.data, seed=config.data.seed)
     say_on_stderr(f"{len(train)} texts to learn from, {len(tuning)} held back")
     share = Share(accelerator.process_index, accelerator.num_processes)
     accumulate = config.optimizer.accumulate

@@ -1,0 +1,54 @@
+"""The FAISS search gives what the exact one gives, ties included."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from tellapart.errors import MissingExtraError, UsageError
+from tellapart.mining import exact_neighbours
+from tellapart.types import FloatArray
+from tellapart_training.neighbours import FAISS_ABOVE, choose_neighbours, faiss_neighbours
+
+
+def _unit_rows(count: int, width: int) -> FloatArray:
+    rows = np.random.default_rng(3).normal(size=(count, width)).astype(np.float32)
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+
+@pytest.mark.parametrize("count", [1, 6, 299])
+def test_faiss_equals_the_exact_search(count: int) -> None:
+    pytest.importorskip("faiss")
+    rows = _unit_rows(300, 24)
+    np.testing.assert_array_equal(faiss_neighbours(rows, count), exact_neighbours(rows, count))
+
+
+def test_equal_rows_come_by_their_index() -> None:
+    pytest.importorskip("faiss")
+    # 60 copies of each of two axes: more equals than the spare candidates hold.
+    rows = np.repeat(np.eye(2, 8, dtype=np.float32), 60, axis=0)[np.random.default_rng(0).permutation(120)]
+    found = faiss_neighbours(rows, 5)
+    for row in range(120):
+        equal = [other for other in range(120) if other != row and rows[other] @ rows[row] == 1]
+        assert found[row].tolist() == equal[:5]
+
+
+def test_the_size_decides_between_the_two() -> None:
+    assert choose_neighbours("auto", FAISS_ABOVE) is exact_neighbours
+    assert choose_neighbours("auto", FAISS_ABOVE + 1) is faiss_neighbours
+    assert choose_neighbours("exact", 10**6) is exact_neighbours
+    assert choose_neighbours("faiss", 3) is faiss_neighbours
+    with pytest.raises(UsageError, match="auto, exact, faiss"):
+        choose_neighbours("annoy", 3)
+
+
+def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(MissingExtraError, match=r"tellapart\[train\]"):
+        faiss_neighbours(_unit_rows(4, 2), 1)
+    monkeypatch.undo()
+    pytest.importorskip("faiss")
+    with pytest.raises(UsageError, match="1 to 3"):
+        faiss_neighbours(_unit_rows(4, 2), 4)

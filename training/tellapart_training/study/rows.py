@@ -1,0 +1,147 @@
+"""What the study compares, as data: rows of settings over one configuration, and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tellapart_training.config_file import toml_value
+from tellapart_training.steps import Step
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "study"
+SEEDS = (0, 1, 2)
+BAG_SIZES = (2, 3, 5, 7, 10, 15, 20)
+STEPS_PER_EPOCH = 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the study's tables.
+
+    Attributes:
+        name: of its runs' folders.
+        title: in tables.
+        settings: over reinforce.toml; empty for the row that is trained on human captions alone.
+        unlabelled: train on the images without captions (cross-domain).
+    """
+
+    name: str
+    title: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    unlabelled: bool = False
+
+
+_SR = {"reward.self_retrieval": 1.0}
+_CIDER = {"reward.cider_d": 1.0}
+# Both spread about equally over the samples of an image: CIDEr-D by about 0.35, log p by about 1 nat.
+_BOTH = {"reward.cider_d": 1.0, "reward.self_retrieval": 0.3}
+_HARD = {"curriculum": [{"epochs": 7, "size": 5, "band": "hard"}]}
+# Method 5.2 with one epoch a size: its 20 epochs would not fit, the order and the sizes are kept.
+_BAGCURRI = {"curriculum": [{"epochs": 1, "size": size, "band": "hard"} for size in BAG_SIZES]}
+
+ROWS = (
+    Row("mle", "MLE"),
+    Row("sr", "SR, random batches", _SR),
+    Row("sr-hard", "SR, fixed hard bags of 5", {**_SR, **_HARD}),
+    Row("sr-bagcurri", "SR + BagCurri", {**_SR, **_BAGCURRI}),
+    Row("cider", "CIDEr", _CIDER),
+    Row("cider-sr", "CIDEr + SR", _BOTH),
+    Row("cider-sr-bagcurri", "CIDEr + SR + BagCurri", {**_BOTH, **_BAGCURRI}),
+    Row("sr-coco", "SR on unlabelled COCO", {**_SR, "data.tuning_images": 0}, unlabelled=True),
+)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the study finds and keeps things.
+
+    Attributes:
+        data: folder with `flickr8k`, `coco_text`, `coco_unlabelled` and `coco_val100`.
+        run: folder of the study's runs.
+        embedded: folder of the embedded recipe: its trunk, joint checkpoint, scorer and bags are the study's.
+    """
+
+    data: Path
+    run: Path
+    embedded: Path
+
+    @property
+    def bags(self) -> Path:
+        """Training bags, mined by the reward's scorer."""
+        return self.embedded / "bags.json"
+
+    @property
+    def scorer(self) -> Path:
+        """The scorer of the reward: the retriever that ships, frozen; its trunk is the captioner's."""
+        return self.embedded / "heads/last"
+
+    @property
+    def captioned(self) -> dict[str, Any]:
+        """Settings that name the captioned photos."""
+        folder = self.data / "flickr8k"
+        return {"data.captions": folder / "captions.jsonl", "data.images": folder / "images.tar"}
+
+
+def judge_steps(places: Places) -> list[Step]:
+    """The judge and the language model, neither ever used in training; in order."""
+    text = [str(places.data / "coco_text" / "captions.jsonl")]
+    captions = {"data.captions": places.captioned["data.captions"], "data.text": text}
+    steps = []
+    for name, stage in (("judge", "retriever"), ("language", "warmup")):
+        start = places.run / f"{name}_init"
+        steps.append(_train("init", f"{name}_init", {**captions, "run": start}, makes=start))
+        settings = {"run": places.run / name, "init": start, "data.cache": places.run / "cache"}
+        settings.update(captions if stage == "warmup" else places.captioned)
+        steps.append(_train(stage, name, settings, makes=places.run / name))
+    return steps
+
+
+def mle_steps(places: Places) -> list[Step]:
+    """The start of each seed; none needs another."""
+    return [
+        _train(
+            "mle", "mle",
+            {
+                "run": places.run / f"mle-{seed}", "init": places.embedded / "joint/last", "seed": seed,
+                "features_from": places.embedded / "trunk-int8", "data.cache": places.embedded / "cache",
+                **places.captioned,
+            },
+            makes=places.run / f"mle-{seed}",
+        )
+        for seed in SEEDS
+    ]  # fmt: skip
+
+
+def reward_steps(places: Places) -> list[Step]:
+    """Every reward row of every seed, one seed after the other; none needs another."""
+    steps = []
+    for seed in SEEDS:
+        for row in ROWS:
+            if not row.settings:
+                continue
+            target = places.run / f"{row.name}-{seed}"
+            settings: dict[str, Any] = {
+                "run": target, "init": places.run / f"mle-{seed}/last", "seed": seed,
+                "features_from": places.embedded / "trunk-int8", "data.cache": places.embedded / "cache",
+                "reward.scorer": places.scorer, "max_steps_per_epoch": STEPS_PER_EPOCH,
+                **places.captioned, **row.settings,
+            }  # fmt: skip
+            if "curriculum" in row.settings:
+                settings["bags"] = places.bags
+            if row.unlabelled:
+                settings["data.captions"] = ""
+                settings["data.images"] = places.data / "coco_unlabelled/images.tar"
+                settings["selection"] = "self_retrieval_r1"
+            steps.append(_train("reinforce", "reinforce", settings, makes=target))
+    return steps
+
+
+def _train(stage: str, config: str, settings: Mapping[str, Any], *, makes: Path) -> Step:
+    overrides = [
+        f"--set={key}={toml_value(str(value) if isinstance(value, Path) else value)}"
+        for key, value in settings.items()
+    ]
+    argv = ["train", stage, "--config", str(CONFIGS / f"{config}.toml"), *overrides]
+    return Step(makes.name, makes, argv, trains=stage != "init")
