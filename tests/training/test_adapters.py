@@ -70,6 +70,9 @@ def test_an_adapter_changes_nothing_at_first_and_merges_into_the_same_outputs(in
     names, before = set(pair.state_dict()), _logits(pair)
     adapted = add_lora(pair, [DECODER_TARGETS], LoraConfig(rank=4, init=init))
     assert len(adapted) == 2 * 4
+    learns = {name: each.requires_grad for name, each in pair.named_parameters()}
+    assert not any(learns[f"{name}.base_layer.weight"] for name in adapted)
+    assert learns["decoder.layers.0.feed_in.weight"]  # what has no adapter is left as it was
     assert torch.equal(_logits(pair), before)
     for name in adapted:
         torch.nn.init.normal_(pair.get_submodule(name).lora_B["default"].weight, std=0.1)

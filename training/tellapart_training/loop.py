@@ -168,6 +168,8 @@ class Run:
                 self._end_epoch(epoch, progress)
             if ends_epoch or self.step % self.config.loop.save_every == 0:
                 self._save_state()
+            if ends_epoch and self.stopwatch:
+                self.stopwatch.lap()  # the evaluation is no part of the next epoch's first steps
         if self.is_main:
             self.folder.write_facts(
                 finished=True, steps=self.step, elapsed_s=round(self.elapsed_s, 1), best=self.best,
