@@ -85,7 +85,8 @@ def test_some_images_are_scored_in_the_groups_that_they_fill(rows: Any, benchmar
     assert figures["judge.j.bags_5"] == pytest.approx(3 / 5)
     assert "judge.j.rd100" not in figures  # its one group is not whole
     assert figures["distinct_in_bags"] == 1.0
-    assert judges.figures(NAMES[3:6], ["3", "3", "5"])["distinct_in_bags"] == pytest.approx(2 / 3)
+    figures = judges.figures(NAMES[3:6], ["3", "3", "5"])
+    assert figures["distinct_in_bags"] == figures["judge.j.bags_3"] == pytest.approx(2 / 3)
 
 
 def test_text_figures_need_references(rows: Any) -> None:

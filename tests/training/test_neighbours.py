@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +27,27 @@ def test_faiss_equals_the_exact_search(count: int) -> None:
     np.testing.assert_array_equal(faiss_neighbours(rows, count), exact_neighbours(rows, count))
 
 
-def test_equal_rows_come_by_their_index() -> None:
-    pytest.importorskip("faiss")
+class LastOfEquals:
+    """As FAISS's flat index may be: the order of equal scores is its own, here the highest index first."""
+
+    def __init__(self, width: int) -> None:
+        self.rows = np.empty((0, width), np.float32)
+
+    def add(self, rows: FloatArray) -> None:
+        self.rows = rows
+
+    def search(self, asked: FloatArray, count: int) -> tuple[FloatArray, Any]:
+        scores = asked @ self.rows.T
+        order = len(self.rows) - 1 - np.argsort(-scores[:, ::-1], axis=1, kind="stable")[:, :count]
+        return np.take_along_axis(scores, order, axis=1), order
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_equal_rows_come_by_their_index(real: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if real:
+        pytest.importorskip("faiss")
+    else:
+        monkeypatch.setitem(sys.modules, "faiss", SimpleNamespace(IndexFlatIP=LastOfEquals))
     # 60 copies of each of two axes: more equals than the spare candidates hold.
     rows = np.repeat(np.eye(2, 8, dtype=np.float32), 60, axis=0)[np.random.default_rng(0).permutation(120)]
     found = faiss_neighbours(rows, 5)

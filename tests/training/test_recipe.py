@@ -74,7 +74,7 @@ def test_something_that_is_no_bundle_is_not_replaced(finished_run: Path, tmp_pat
 
 def test_every_training_step_has_a_config_that_parses(data: Path, tmp_path: Path) -> None:
     steps = [step for step in recipe_steps(data, tmp_path / "run", cache=tmp_path) if step.argv[0] == "train"]
-    assert [step.argv[1] for step in steps] == ["init", "warmup", "mle", "mle", "reinforce"]
+    assert [step.argv[1] for step in steps] == ["init", "warmup", "mle", "mle", *["reinforce"] * 2]
     for step in steps:
         overrides = [flag.removeprefix("--set=") for flag in step.argv if flag.startswith("--set=")]
         config = load_config(Path(step.argv[3]), stage=step.argv[1], overrides=overrides)

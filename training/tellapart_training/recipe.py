@@ -41,6 +41,8 @@ def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
             settings["init"] = start
         if features is not None:
             settings["features_from"] = features
+        if name == "apart":
+            settings["reward.scorer"] = run / "heads/last"
         overrides = [f"--set={key}={json.dumps(str(value))}" for key, value in settings.items()]
         if stage in ("init", "warmup"):
             overrides.append(f"--set=data.text={json.dumps([str(data / 'coco_text/captions.jsonl')])}")
@@ -78,7 +80,8 @@ def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
         quantize("trunk-int8", run / "joint-fp32", "--min-agreement", "0", "--max-recall-drop", "100"),
         train("mle", "heads", start=run / "joint/last", features=run / "trunk-int8"),
         train("reinforce", "reinforce", start=run / "heads/last", features=run / "trunk-int8"),
-        export("fp32", run / "reinforce/last"),
+        train("reinforce", "apart", start=run / "reinforce/last", features=run / "trunk-int8"),
+        export("fp32", run / "apart/last"),
         quantize("int8", run / "fp32"),
         *(evaluate(bundle, split) for bundle in ("fp32", "int8") for split in ("val", "coco_val100")),
     ]
