@@ -55,12 +55,13 @@ class MinedBags:
     """Bags of one size, and how they came about."""
 
     bags: tuple[tuple[int, ...], ...]
-    """Row indices, the anchor first; no index comes twice. "hard": hardest bag first."""
+    """Row indices, the anchor first; no index comes twice. "hard": the hardest of a round first."""
 
     size: int
     band: Band
     ranks: tuple[int, int]
-    """First and last rank that the others were taken from; smaller than `BANDS` where images are few."""
+    """First and last rank that the others were taken from; smaller than `BANDS` where images are few, and
+    for "hard" counted among the images of the round."""
 
     seed: int
     near_duplicate: float
@@ -126,8 +127,10 @@ def mine_bags(
     """
     if band not in get_args(Band):
         raise UsageError(f"band must be one of {', '.join(get_args(Band))}, got {band!r}")
-    if size < 2 or (max_bags is not None and max_bags < 1):
-        raise UsageError(f"expected a bag size from 2 and max_bags from 1, got {size} and {max_bags}")
+    if size < 2 or rounds < 1 or (max_bags is not None and max_bags < 1):
+        raise UsageError(
+            f"expected size from 2, max_bags and rounds from 1, got {size}, {max_bags} and {rounds}"
+        )
     _check_unit(rows, "rows")
     seen = rows if image_rows is None else image_rows
     _check_unit(seen, "image_rows")

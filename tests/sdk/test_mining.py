@@ -166,10 +166,11 @@ def test_rows_of_sight_and_words_are_added_and_made_unit_length():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"size": 1}, "bag size from 2"),
+        ({"size": 1}, "size from 2"),
         ({"size": 7}, "a bag holds 7"),
         ({"size": 2, "band": "harder"}, "band must be one of hard, medium, easy"),
-        ({"size": 2, "max_bags": 0}, "max_bags from 1"),
+        ({"size": 2, "max_bags": 0}, "got 2, 0 and 1"),
+        ({"size": 2, "rounds": 0}, "got 2, None and 0"),
         ({"size": 2, "near_duplicate": 0.0}, "near_duplicate must be"),
         ({"size": 5, "band": "easy", "near_duplicate": 1}, "too few for easy bags of 5"),
     ],

@@ -260,9 +260,12 @@ def _add_truematch_build(steps: Verbs, everywhere: argparse.ArgumentParser) -> N
     )
     parser.add_argument("--max-bags", type=int, metavar="N", help="at most N bags of a size")
     parser.add_argument(
-        "--rounds", type=int, default=1, metavar="N",
+        "--rounds",
+        type=int,
+        default=1,
+        metavar="N",
         help="mine hard bags N times, each among the images that have none yet (default: 1)",
-    )  # fmt: skip
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
     parser.add_argument(
         "--near-duplicate",
