@@ -44,9 +44,10 @@ p { margin: .4rem 0; max-width: 46rem; } .soft { color: var(--soft); } .small { 
   padding: 1rem 1.2rem; }
 .tile b { display: block; font-size: 2.3rem; line-height: 1.15; letter-spacing: -0.03em; color: var(--accent);
   font-variant-numeric: tabular-nums; }
-.plot { margin: 1rem 0; } .wide svg { max-width: 46rem; width: 100%; }
+.wide svg { max-width: 46rem; width: 100%; } .wide .scroll { margin: .6rem -1.2rem 0; }
 .plots { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr)); }
-.plots .plot { margin: 0; } .plots svg { width: 100%; max-width: 26rem; }
+.plots svg { width: 100%; max-width: 26rem; }
+.pair { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(33rem, 100%), 1fr)); }
 svg { display: block; height: auto; } svg text { font-size: 13px; fill: var(--ink); }
 svg text.soft { fill: var(--soft); } svg text.figure { font-weight: 650; }
 rect.own { fill: var(--good); } rect.other { fill: var(--bad); }
@@ -55,20 +56,22 @@ rect.own { fill: var(--good); } rect.other { fill: var(--bad); }
 .chance { stroke: var(--bad); stroke-width: 2; stroke-dasharray: 4 3; }
 details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; padding: .3rem 0; }
 .bag { margin: 1rem 0 1.6rem; } .bag > p { margin: 0 0 .35rem; }
-.row { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(9.5rem, 1fr); gap: .7rem;
+.row { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(9.5rem, 22rem); gap: .7rem;
   overflow-x: auto; padding-bottom: .3rem; }
-figure { margin: 0; display: flex; flex-direction: column; background: var(--card); max-width: 22rem;
+figure { margin: 0; display: flex; flex-direction: column; background: var(--card);
   border: 1px solid var(--line); border-top: 5px solid var(--kind); border-radius: .5rem; overflow: hidden; }
 figure > img { width: 100%; aspect-ratio: 4 / 3; object-fit: contain; background: var(--page); }
 figcaption { padding: .6rem .75rem .75rem; display: flex; flex-direction: column; flex: 1; gap: .35rem; }
-figcaption strong { font-weight: 600; line-height: 1.35; overflow-wrap: anywhere; }
+figcaption strong { font-weight: 600; font-size: .95rem; line-height: 1.35; overflow-wrap: anywhere; }
 .verdict { margin: auto 0 0; color: var(--kind); font-size: .85rem; font-weight: 600; }
 .verdict img { display: block; width: 5.2rem; margin-top: .3rem; border-radius: .25rem;
   border: 2px solid var(--kind); }
 .own { --kind: var(--good); } .other { --kind: var(--bad); } .even { --kind: var(--even); }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { text-align: right; padding: .3rem .8rem; border-bottom: 1px solid var(--line); font-weight: 400; }
-th:first-child { text-align: left; } thead th { color: var(--soft); } .scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; }
+th, td { text-align: right; padding: .35rem .55rem; white-space: nowrap; font-weight: 400;
+  border-bottom: 1px solid var(--line); }
+th:first-child { text-align: left; padding-left: 1.2rem; } thead th { color: var(--soft); }
+.scroll { overflow-x: auto; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; font-size: .9rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 """
@@ -146,13 +149,18 @@ of a bag of look-alikes: a hit if it is the photo that the caption was made for.
 <div class="tiles">
 {_tiles(record)}
 </div>
+<div class="pair">
 <div class="plot wide">
 <h3>Captions that find their own photo</h3>
 {recall_chart(_bars(record))}
 <p class="soft small">Whiskers: 95 % bootstrap interval. Dashed: chance. A circle, where ties matter: the
 optimistic rule of the published protocol.</p>
 </div>
+<div class="plot wide">
+<h3>In numbers</h3>
 {_table(record)}
+</div>
+</div>
 {sections}
 <h2>How it was measured</h2>
 {_facts(record)}
@@ -163,21 +171,21 @@ optimistic rule of the published protocol.</p>
 
 def _tiles(record: Mapping[str, Any]) -> str:
     tiles = [
-        f'<div class="tile"><b>{100 * found["recall_at_1"]:.0f} %</b>find their own photo among {size} '
+        f'<div class="tile"><b>{100 * found["recall_at_1"]:.1f} %</b>find their own photo among {size} '
         f'look-alikes<br><span class="soft small">by chance {100 * found["chance"]:.0f} %</span></div>'
         for size, found in record["bags"].items()
     ]
     if record["rd100"] is not None:
         found = record["rd100"]
         tiles.append(
-            f'<div class="tile"><b>{100 * found["recall_at_1"]:.0f} %</b>find it among 100 random photos<br>'
+            f'<div class="tile"><b>{100 * found["recall_at_1"]:.1f} %</b>find it among 100 random photos<br>'
             f'<span class="soft small">by chance {100 * found["chance"]:.0f} %</span></div>'
         )
     if record["latency_ms"] is not None:
         latency = record["latency_ms"]
         tiles.append(
-            f'<div class="tile"><b>{latency["p50"]:.0f} ms</b>a caption, half of the time<br>'
-            f'<span class="soft small">95 of 100 within {latency["p95"]:.0f} ms</span></div>'
+            f'<div class="tile"><b>{latency["p50"]:.0f} ms</b>per caption, in the median<br>'
+            f'<span class="soft small">19 of 20 within {latency["p95"]:.0f} ms</span></div>'
         )
     return "\n".join(tiles)
 
@@ -205,13 +213,15 @@ def _bars(record: Mapping[str, Any]) -> list[RecallBar]:
 
 
 def _table(record: Mapping[str, Any]) -> str:
-    heads = ("", "bags", "photos", "recall@1", "95 % interval", "chance", "strict", "expected", "optimistic")
+    rules = ("strict", "expected", "optimistic")
+    heads = ("", "bags", "photos", *rules, "95 % interval", "chance")
     rows = []
     for label, count, found in _lines(record):
         low, high = (100 * end for end in found["ci95"])
-        cells = [str(count), str(found["images"]), f"<b>{100 * found['recall_at_1']:.1f} %</b>"]
-        cells += [f"{low:.1f} to {high:.1f}", f"{100 * found['chance']:.1f} %"]
-        cells += [f"{100 * found[f'recall_at_1_{rule}']:.1f} %" for rule in heads[6:]]
+        shares = [f"{100 * found[f'recall_at_1_{rule}']:.1f} %" for rule in rules]
+        shares[rules.index(record["ties"])] = f"<b>{100 * found['recall_at_1']:.1f} %</b>"
+        cells = [str(count), str(found["images"]), *shares, f"{low:.1f} to {high:.1f}"]
+        cells.append(f"{100 * found['chance']:.1f} %")
         rows.append(
             f'<tr><th scope="row">{label}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
         )
@@ -220,8 +230,9 @@ def _table(record: Mapping[str, Any]) -> str:
     return (
         f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody></table></div>\n"
-        f'<p class="soft small">Ties count as: {escape(record["ties"])}. strict: an equally close photo is a '
-        "miss; expected: by its chance; optimistic: a hit, as in the published protocol.</p>"
+        '<p class="soft small">Recall@1 by how ties count; bold, and with the interval: '
+        f"{escape(record['ties'])}. Strict: an equally close photo is a miss. Expected: by its chance. "
+        "Optimistic: a hit, as published.</p>"
     )
 
 
