@@ -7,6 +7,7 @@ where it was stopped; a training command goes on from its newest state.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -65,6 +66,10 @@ def run_commands(steps: Sequence[Step], *, log: Path, workers: int = 1) -> dict[
     seconds: dict[str, float] = json.loads(log.read_text(encoding="utf-8"))["seconds"] if log.exists() else {}
     writing = threading.Lock()
     failed: list[str] = []
+    environment = dict(os.environ)
+    if workers > 1:
+        # Left alone, every command starts a thread for each core, and they wait for one another.
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
 
     def run(number: int, step: Step) -> None:
         title = f"[{number}/{len(steps)}] {step.name}"
@@ -76,7 +81,8 @@ def run_commands(steps: Sequence[Step], *, log: Path, workers: int = 1) -> dict[
         again = ["--resume"] if step.trains and step.makes.exists() else []
         print(f"{title}: tellapart {' '.join([*step.argv, *again])}", file=sys.stderr, flush=True)
         started_s = time.monotonic()
-        done = subprocess.run([sys.executable, "-m", "tellapart", *step.argv, *again], check=False)
+        command = [sys.executable, "-m", "tellapart", *step.argv, *again]
+        done = subprocess.run(command, check=False, env=environment)
         with writing:
             seconds[step.name] = round(seconds.get(step.name, 0.0) + time.monotonic() - started_s, 1)
             write_atomically(log, json.dumps({"seconds": seconds, "commit": git_commit()}, indent=1) + "\n")

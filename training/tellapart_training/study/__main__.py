@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tellapart.errors import TellapartError
 from tellapart_training.study.report import plot, read_results, tables
-from tellapart_training.study.rows import Places, judge_steps, mle_steps, reward_steps
+from tellapart_training.study.rows import Places, bag_steps, judge_steps, mle_steps, reward_steps
 
 RESULTS = Path("docs/study/results.json")
 PLOT = Path("docs/study/r1_against_cider.svg")
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             log = places.run / "study.json"
             # One command at a time while it wants all cores; the rows then share them, which wastes less.
-            run_commands(judge_steps(places), log=log)
+            run_commands([*bag_steps(places), *judge_steps(places)], log=log)
             run_commands(mle_steps(places), log=log, workers=arguments.workers)
             run_commands(reward_steps(places), log=log, workers=arguments.workers)
         else:

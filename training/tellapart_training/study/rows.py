@@ -60,7 +60,7 @@ class Places:
     Attributes:
         data: folder with `flickr8k`, `coco_text`, `coco_unlabelled` and `coco_val100`.
         run: folder of the study's runs.
-        embedded: folder of the embedded recipe: its trunk, joint checkpoint, scorer and bags are the study's.
+        embedded: folder of the embedded recipe: its trunk, joint checkpoint and scorer are the study's.
     """
 
     data: Path
@@ -70,7 +70,7 @@ class Places:
     @property
     def bags(self) -> Path:
         """Training bags, mined by the reward's scorer."""
-        return self.embedded / "bags.json"
+        return self.run / "bags.json"
 
     @property
     def scorer(self) -> Path:
@@ -82,6 +82,18 @@ class Places:
         """Settings that name the captioned photos."""
         folder = self.data / "flickr8k"
         return {"data.captions": folder / "captions.jsonl", "data.images": folder / "images.tar"}
+
+
+def bag_steps(places: Places) -> list[Step]:
+    """Bags of look-alikes among the training photos, hard ones alone, in every size of the curriculum."""
+    folder = places.data / "flickr8k"
+    argv = [
+        "mine-bags", "--images", str(folder / "images.tar"), "--captions", str(folder / "captions.jsonl"),
+        "--split", "train", "extra", "--tuning-images", "300", "--scorer", str(places.scorer),
+        "--sizes", *map(str, BAG_SIZES), "--bands", "hard", "--out", str(places.bags),
+        "--cache", str(places.embedded / "cache"),
+    ]  # fmt: skip
+    return [Step("bags", places.bags, argv)]
 
 
 def judge_steps(places: Places) -> list[Step]:
