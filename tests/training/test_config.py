@@ -113,6 +113,7 @@ ROW = {"epochs": 2, "size": 3, "band": "hard"}
     [
         ({"reward": {"self_retrieval": 1.0}}, ["reward.scorer must be a checkpoint folder"]),
         ({"reward": {"grammar": 1.0}}, ["reward.grammar_checkpoint"]),
+        ({"reward": {"fluency": 1.0}}, ["reward.language_model"]),
         ({"reward": {"cider_d": 0.0}}, ["reward must be at least one weight above 0"]),
         ({"reward": {"cider": 1.0}}, ["'reward.cider'", "'cider_d'"]),
         ({"reward": {"denominator": "bag"}}, ["reward.denominator", "without a curriculum"]),

@@ -87,8 +87,9 @@ def test_stops_at_a_failed_step_and_goes_on_from_there(
     run, commands = tmp_path / "run", []
     broken = {"warmup"}
 
-    def fake(argv: list[str], *, check: bool) -> SimpleNamespace:
+    def fake(argv: list[str], *, check: bool, env: dict[str, str]) -> SimpleNamespace:
         assert not check
+        assert env["PATH"]
         verb = argv[3:]
         commands.append(" ".join(verb[:2]) + (" --resume" if "--resume" in verb else ""))
         if verb[:2] == ["train", "init"]:

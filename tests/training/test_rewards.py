@@ -11,12 +11,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tellapart_training.metrics import DocumentFrequencies, cider_d  # noqa: E402
+from tellapart_training.metrics.fluency import TextLikelihood  # noqa: E402
 from tellapart_training.reward_parts import TuningRetrieval  # noqa: E402
 from tellapart_training.rewards import (  # noqa: E402
     END_WORD,
     CiderReward,
     DrawnCaptions,
     FaithfulnessReward,
+    FluencyReward,
     GrammarReward,
     SelfRetrievalReward,
     content_words,
@@ -136,6 +138,16 @@ def test_grammar_asks_the_judge_for_every_text() -> None:
             return torch.tensor([len(text) / 10 for text in texts])
 
     assert GrammarReward(Judge())(_drawn(["ab", "abcd"], [0, 1])).tolist() == pytest.approx([0.2, 0.4])
+
+
+def test_fluency_is_the_mean_over_the_pieces_of_each_text() -> None:
+    class Model:
+        def likelihoods(self, texts: Sequence[str]) -> list[TextLikelihood]:
+            return [TextLikelihood(-1.5 * len(text), len(text.split()) + 1) for text in texts]
+
+    found = FluencyReward(Model())(_drawn(["a dog", ""], [0, 1]))
+    assert found.tolist() == [pytest.approx(-2.5), 0.0]
+    assert found.dtype == torch.float32
 
 
 def test_the_total_is_a_weighted_sum() -> None:

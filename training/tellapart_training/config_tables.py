@@ -178,6 +178,8 @@ class RewardConfig:
     """Probability that the text is sound, 0 to 1, by `grammar_checkpoint` (method 9.3)."""
     faithfulness: float = 0.0
     """Minus the share of content words that no human caption of the image supports, -1 to 0."""
+    fluency: float = 0.0
+    """Mean log-probability per piece in nats, at most 0, under `language_model`."""
     scorer: str = ""
     """Retriever checkpoint that judges `self_retrieval`; frozen, never the network in training."""
     scale: float = 0.0
@@ -186,15 +188,18 @@ class RewardConfig:
     """`batch`: every image of the batch over all processes is a candidate; `bag`: only the own bag's."""
     grammar_checkpoint: str = ""
     """Folder that `tellapart train grammar` wrote."""
+    language_model: str = ""
+    """Checkpoint of `tellapart train warmup` whose likelihood is `fluency`; frozen."""
 
     def __post_init__(self) -> None:
-        names = ("self_retrieval", "cider_d", "grammar", "faithfulness")
+        names = ("self_retrieval", "cider_d", "grammar", "faithfulness", "fluency")
         for name in names:
             need(getattr(self, name) >= 0, f"reward.{name}", getattr(self, name), "at least 0")
         need(any(getattr(self, name) for name in names), "reward", names, "at least one weight above 0")
         need(self.scale >= 0, "reward.scale", self.scale, "at least 0")
         need(self.denominator in ("batch", "bag"), "reward.denominator", self.denominator, "'batch' or 'bag'")
-        for name, path in (("self_retrieval", "scorer"), ("grammar", "grammar_checkpoint")):
+        needed = {"self_retrieval": "scorer", "grammar": "grammar_checkpoint", "fluency": "language_model"}
+        for name, path in needed.items():
             if getattr(self, name):
                 need(getattr(self, path) != "", f"reward.{path}", getattr(self, path), "a checkpoint folder")
 

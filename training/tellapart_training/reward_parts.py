@@ -20,10 +20,12 @@ from tellapart_training.curriculum import known_bags
 from tellapart_training.grammar import load_grammar
 from tellapart_training.image_stage import ImageData
 from tellapart_training.images import ImageSource, say_on_stderr
+from tellapart_training.metrics.fluency import open_language_model
 from tellapart_training.pair import open_pair
 from tellapart_training.rewards import (
     CiderReward,
     FaithfulnessReward,
+    FluencyReward,
     GrammarReward,
     RewardTerm,
     SelfRetrievalReward,
@@ -130,6 +132,8 @@ def open_reward(config: ReinforceConfig, data: ImageData, accelerator: Accelerat
         terms["faithfulness"] = FaithfulnessReward(references)
     if weights.grammar:
         terms["grammar"] = GrammarReward(load_grammar(Path(weights.grammar_checkpoint), device=device))
+    if weights.fluency:
+        terms["fluency"] = FluencyReward(open_language_model(Path(weights.language_model), device=device))
     return RewardParts(terms, tuning)
 
 

@@ -1,4 +1,4 @@
-"""What a drawn caption earns: self-retrieval, CIDEr-D, sound grammar, faithfulness, each a term of its own.
+"""What a drawn caption earns: self-retrieval, CIDEr-D, grammar, fluency, faithfulness, each for itself.
 
 A term takes drawn captions and gives one float32 for each, higher for better. Nothing here sees a network in
 training; scorers are frozen, and images were embedded once, so that a caption costs its text alone.
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tellapart_training.metrics import metric_words
 from tellapart_training.metrics.cider import CiderD, DocumentFrequencies
+from tellapart_training.metrics.fluency import TextLikelihood
 
 END_WORD = "</s>"
 
@@ -59,6 +60,13 @@ class TextJudge(Protocol):
 
     def probability(self, texts: Sequence[str]) -> Tensor:
         """How likely each text is sound, (b,) float32 from 0 to 1."""
+
+
+class LikelihoodModel(Protocol):
+    """What tells usual texts from odd ones."""
+
+    def likelihoods(self, texts: Sequence[str]) -> Sequence[TextLikelihood]:
+        """Summed log-probability of each text and its pieces, of which there is at least one."""
 
 
 def retrieval_logprobs(
@@ -159,6 +167,23 @@ class FaithfulnessReward:
             unsupported = len(words - self._supported[row])
             scores.append(-unsupported / len(words) if words else 0.0)
         return torch.tensor(scores)
+
+
+class FluencyReward:
+    """Mean log-probability per piece under a frozen caption language model, in nats, at most 0.
+
+    Our own: self-retrieval pays for rare words in odd places, and this term takes some of that back. Report
+    fluency under another language model, as this one flatters.
+    """
+
+    def __init__(self, model: LikelihoodModel) -> None:
+        """Keep the model; `metrics.fluency.LanguageModel` is one."""
+        self._model = model
+
+    def __call__(self, drawn: DrawnCaptions) -> Tensor:
+        """See `RewardTerm`."""
+        found = self._model.likelihoods(drawn.texts)
+        return torch.tensor([each.logprob / each.pieces for each in found])
 
 
 class GrammarReward:
