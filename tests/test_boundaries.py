@@ -43,6 +43,7 @@ SDK_ROOMS = {
     "kv_cache": {"tellapart.backends", "tellapart.tokenizer"},
     "decode": {"tellapart.kv_cache", "tellapart.backends"},
     "bag": {"tellapart.backends"},
+    "rerank": {"tellapart.captioner", "tellapart.backends"},
     "retriever": {"tellapart.captioner", "tellapart.decode"},
     "similarity": {"tellapart.captioner", "tellapart.retriever", "tellapart.backends"},
     "search": {"tellapart.captioner", "tellapart.decode"},

@@ -57,6 +57,9 @@ class ExportOptions:
     length_penalty: float = 1.0
     """Likewise: exponent of the length by which a hypothesis's log-probability is divided."""
 
+    rerank: float = 0.0
+    """Likewise: weight of the retriever in choosing among the beams."""
+
     card: Path | None = None
     """Model card to put in; a short one is written without it."""
 
@@ -71,7 +74,7 @@ class ExportOptions:
                     f"target {target!r} comes in a later version; this one exports {', '.join(TARGETS)}"
                 )
         DecodeOptions(
-            beams=self.beams, length_penalty=self.length_penalty
+            beams=self.beams, length_penalty=self.length_penalty, rerank=self.rerank
         )  # refuses what nobody could decode with
         if not self.targets or self.limit < 1:
             raise UsageError("at least one target and a limit of at least 1 are needed")
@@ -153,6 +156,7 @@ def _describe(loaded: Checkpoint, sources: tuple[SourceGraph, ...], *, options: 
             max_new_tokens=min(24, config.max_length - 1),
             beams=options.beams,
             length_penalty=options.length_penalty,
+            rerank=options.rerank,
         ),
         graphs=tuple(source.spec for source in sources),
         files={},

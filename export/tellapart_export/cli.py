@@ -38,6 +38,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="likewise; below 1 favours short captions",
     )
+    parser.add_argument(
+        "--rerank",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="likewise; weight of the retriever among the beams",
+    )
     parser.add_argument("--card", type=Path, metavar="FILE", help="model card to put into the bundle")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     return parser
@@ -57,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         limit=args.limit,
         beams=args.beams,
         length_penalty=args.length_penalty,
+        rerank=args.rerank,
         card=args.card,
         overwrite=args.overwrite,
     )

@@ -54,7 +54,8 @@ def bag_options(options: DecodeOptions | None, mode: str) -> DecodeOptions:
         )
     searched = options.temperature == 0 and options.beams is not None
     candidates = min(RERANK_CANDIDATES, options.beams or 1) if searched else RERANK_CANDIDATES
-    return replace(options, n_best=candidates)
+    # The margin chooses here; the likelier of equal ones must come first.
+    return replace(options, n_best=candidates, rerank=0.0)
 
 
 def judge_bag(

@@ -29,6 +29,7 @@ from tellapart.engine import Engine
 from tellapart.errors import ClosedError, ImageError, UsageError
 from tellapart.kv_cache import KVCache
 from tellapart.plan import DecodePlan, greedy_plan, make_plan
+from tellapart.rerank import rerank
 from tellapart.retriever import Retriever, require_kind
 from tellapart.types import BagResult, Caption, DecodeOptions, ImageInput, RuntimeOptions, View
 
@@ -123,7 +124,7 @@ class Captioner:
 
         Returns:
             The caption. Its `elapsed_ms` has "load" (opening the bundle and graphs, 0 once they are open),
-            "preprocess" and "vision" (0 for a View), and "decode".
+            "preprocess" and "vision" (0 for a View), "decode", and "rerank" where the retriever chose.
 
         Raises:
             ImageError: the image cannot be used.
@@ -311,7 +312,10 @@ class Captioner:
             for view, hypotheses in zip(group, found, strict=True):
                 elapsed = {"load": load_ms / len(group), "preprocess": 0.0, "vision": 0.0}
                 elapsed.update(view.elapsed_ms, decode=decode_ms)
-                first, *others = [self._to_caption(hypothesis, elapsed) for hypothesis in hypotheses]
+                captions = [self._to_caption(hypothesis, elapsed) for hypothesis in hypotheses]
+                if plan.rerank and len(captions) > 1:
+                    captions = rerank(captions, view, self.retriever, weight=plan.rerank)
+                first, *others = captions[: plan.n_best]
                 yield replace(first, alternatives=tuple(others))
 
     def _search(self, views: Sequence[View], plan: DecodePlan) -> list[list[Hypothesis]]:
@@ -334,7 +338,7 @@ class Captioner:
             return [sorted(group, key=lambda found: -found.score) for group in groups]
         if plan.beams == 1:
             return [[found] for found in greedy(decoder.step, cache, rules=rules)]
-        return beam_search(decoder.step, cache, rules=rules, beams=plan.beams, n_best=plan.n_best)
+        return beam_search(decoder.step, cache, rules=rules, beams=plan.beams, n_best=plan.candidates)
 
     def _to_caption(self, found: Hypothesis, elapsed_ms: dict[str, float]) -> Caption:
         return Caption(

@@ -107,6 +107,7 @@ class Decoding:
     min_new_tokens: int = 0
     beams: int = 3
     length_penalty: float = 1.0
+    rerank: float = 0.0
     no_repeat_ngram: int = 0
 
 
@@ -309,6 +310,7 @@ def _read_decoding(section: Section) -> Decoding:
         min_new_tokens=section.integer("min_new_tokens", least=0, most=4096, default=default.min_new_tokens),
         beams=section.integer("beams", least=1, most=256, default=default.beams),
         length_penalty=section.number("length_penalty", least=0.0, default=default.length_penalty),
+        rerank=section.number("rerank", least=0.0, default=default.rerank),
         no_repeat_ngram=section.integer("no_repeat_ngram", least=0, most=64, default=default.no_repeat_ngram),
     )
     if decoding.min_new_tokens > decoding.max_new_tokens:
@@ -361,6 +363,8 @@ def _check_references(manifest: Manifest, bundle: str) -> None:
     for pair in pairs:
         if pairs.count(pair) > 1:
             raise manifest_error(bundle, f"has the role {pair[0]!r} twice for the target {pair[1]!r}")
+    if manifest.decoding.rerank and "retriever" not in manifest.kind:
+        raise manifest_error(bundle, "sets decoding.rerank and is no retriever")
     for kind in manifest.kind:
         missing = [role for role in KINDS[kind] if not any(graph.role == role for graph in manifest.graphs)]
         if missing:

@@ -23,10 +23,16 @@ class DecodePlan:
 
     beams: int
     n_best: int
+    rerank: float
     temperature: float
     top_p: float
     seed: int | None
     deadline_ms: float | None
+
+    @property
+    def candidates(self) -> int:
+        """Captions of an image to search for: all beams where the retriever chooses among them."""
+        return max(self.beams, self.n_best) if self.rerank else self.n_best
 
     def rules_from_now(self) -> Rules:
         """The rules, the deadline counted from this moment."""
@@ -60,6 +66,7 @@ def make_plan(options: DecodeOptions | None, decoding: Decoding, tokenizer: Toke
     beams = decoding.beams if options.beams is None else options.beams
     beams = 1 if options.temperature > 0 else max(beams, options.n_best)
     penalty = decoding.length_penalty if options.length_penalty is None else options.length_penalty
+    rerank = decoding.rerank if options.rerank is None else options.rerank
     ngram = decoding.no_repeat_ngram if options.no_repeat_ngram is None else options.no_repeat_ngram
     rules = Rules(
         start_id=tokenizer.start_id,
@@ -74,6 +81,7 @@ def make_plan(options: DecodeOptions | None, decoding: Decoding, tokenizer: Toke
         rules=rules,
         beams=beams,
         n_best=options.n_best,
+        rerank=rerank,
         temperature=options.temperature,
         top_p=options.top_p,
         seed=options.seed,

@@ -84,6 +84,10 @@ class DecodeOptions:
     length_penalty: float | None = None
     """A finished beam's score is its log-probability divided by length to this power."""
 
+    rerank: float | None = None
+    """Weight of the bundle's own retriever in choosing among the beams (or samples): the caption with the
+    largest mean log-probability + `rerank` x cosine with the image comes first. 0 takes the likeliest."""
+
     no_repeat_ngram: int | None = None
     """No run of this many pieces comes twice in a caption; 0 allows repeats."""
 
@@ -108,6 +112,7 @@ class DecodeOptions:
         _check_int("min_new_tokens", self.min_new_tokens, least=0, optional=True)
         _check_int("beams", self.beams, least=1, optional=True)
         _check_number("length_penalty", self.length_penalty, low=0.0, optional=True)
+        _check_number("rerank", self.rerank, low=0.0, optional=True)
         _check_int("no_repeat_ngram", self.no_repeat_ngram, least=0, optional=True)
         _check_number("temperature", self.temperature, low=0.0)
         _check_number("top_p", self.top_p, low=0.0, high=1.0, open_low=True)

@@ -99,6 +99,12 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-new-tokens", type=int, metavar="N", help="most pieces in a caption")
     group.add_argument("--length-penalty", type=float, metavar="X", help="power of length in a beam's score")
     group.add_argument(
+        "--rerank",
+        type=float,
+        metavar="X",
+        help="weight of the retriever in choosing among the beams; 0 is none",
+    )
+    group.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="above 0: sample instead of searching"
     )
     group.add_argument(

@@ -37,6 +37,7 @@ def decode_options(args: argparse.Namespace) -> DecodeOptions:
         beams=args.beams,
         max_new_tokens=args.max_new_tokens,
         length_penalty=args.length_penalty,
+        rerank=args.rerank,
         temperature=args.temperature,
         top_p=args.top_p,
         seed=args.seed,
