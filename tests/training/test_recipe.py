@@ -74,11 +74,17 @@ def test_something_that_is_no_bundle_is_not_replaced(finished_run: Path, tmp_pat
 
 def test_every_training_step_has_a_config_that_parses(data: Path, tmp_path: Path) -> None:
     steps = [step for step in recipe_steps(data, tmp_path / "run", cache=tmp_path) if step.argv[0] == "train"]
-    assert [step.argv[1] for step in steps] == ["init", "warmup", "mle", "mle", *["reinforce"] * 2]
+    assert [step.argv[1] for step in steps] == ["init", "warmup", "mle", "mle", *["reinforce"] * 5]
     for step in steps:
         overrides = [flag.removeprefix("--set=") for flag in step.argv if flag.startswith("--set=")]
         config = load_config(Path(step.argv[3]), stage=step.argv[1], overrides=overrides)
         assert Path(config.run) == step.makes
+    polished = [step for step in steps if step.name.startswith("polish")]
+    assert len({json.dumps(step.argv) for step in polished}) == 3
+    [average] = [
+        step for step in recipe_steps(data, tmp_path / "run", cache=tmp_path) if step.name == "average"
+    ]
+    assert average.argv[1:4] == [str(step.makes / "last") for step in polished]
 
 
 def test_stops_at_a_failed_step_and_goes_on_from_there(

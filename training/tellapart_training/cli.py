@@ -1,4 +1,4 @@
-"""`tellapart train STAGE`, `tellapart mine-bags` and `tellapart evaluate`; torch only where needed."""
+"""`tellapart train STAGE`, `average`, `mine-bags` and `evaluate`; torch only where needed."""
 
 from __future__ import annotations
 
@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.verb == "mine-bags":
         _mine(arguments)
         return 0
+    if arguments.verb == "average":
+        _average(arguments)
+        return 0
     from tellapart_training.evaluate import evaluate
 
     report = evaluate(evaluate_options.options_of(arguments))
@@ -82,6 +85,18 @@ def _train(config: TrainConfig | InitConfig, *, resume: bool) -> None:
                 "train", f"training needs {error.name}, which is not installed"
             ) from error
         raise
+
+
+def _average(arguments: argparse.Namespace) -> None:
+    try:
+        from tellapart_training.average import average_checkpoints
+    except ModuleNotFoundError as error:
+        if error.name in _NEEDED:
+            raise MissingExtraError(
+                "train", f"averaging needs {error.name}, which is not installed"
+            ) from error
+        raise
+    print(average_checkpoints(arguments.checkpoints, arguments.out))
 
 
 def _mine(arguments: argparse.Namespace) -> None:
@@ -140,6 +155,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     mine.add_argument("--index", default="auto", help="auto, exact or faiss")
     mine.add_argument("--cache", type=Path, default=Path("runs/cache"), help="decoded pixels, embeddings")
+    average = verbs.add_parser("average", help="the mean of checkpoints, for runs from one start")
+    average.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
+    average.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
     evaluate = verbs.add_parser("evaluate", help="captions and retrieval of a model on a split")
     evaluate_options.add_arguments(evaluate)
     return parser

@@ -13,13 +13,17 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tellapart.errors import DataError, TellapartError
+from tellapart_training.config_file import toml_value
 from tellapart_training.publish import publish_embedded
 from tellapart_training.steps import Step, run_commands
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+POLISH_BAGS = (None, 5, 10)
+"""Of each run that is averaged: the size of the bags that its batches are made of; None draws at random."""
 EMBEDDED = Path("sdk/tellapart/model")
 
 
@@ -46,8 +50,20 @@ def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
         overrides = [f"--set={key}={json.dumps(str(value))}" for key, value in settings.items()]
         if stage in ("init", "warmup"):
             overrides.append(f"--set=data.text={json.dumps([str(data / 'coco_text/captions.jsonl')])}")
-        argv = ["train", stage, "--config", str(CONFIGS / f"embedded_{name}.toml"), *overrides]
+        argv = ["train", stage, "--config", str(CONFIGS / f"embedded_{name.split('-')[0]}.toml"), *overrides]
         return Step(name, run / name, argv, trains=stage != "init")
+
+    def polish(number: int, bag: int | None) -> Step:
+        """One of the runs whose average ships; other seeds and batches make them differ."""
+        step = train("reinforce", f"polish-{number}", start=run / "apart/last", features=run / "trunk-int8")
+        settings = {
+            "seed": number, "reward.scorer": str(run / "heads/last"),
+            "reward.language_model": str(run / "warmup/last"),
+        }  # fmt: skip
+        if bag is not None:
+            settings |= {"bags": str(run / "bags.json"), "curriculum": [{"epochs": 5, "size": bag}]}
+        more = [f"--set={key}={toml_value(value)}" for key, value in settings.items()]
+        return replace(step, argv=[*step.argv, *more])
 
     def export(name: str, checkpoint: Path) -> Step:
         photos = ["--images", str(images), "--captions", str(captions), "--split", "val", "--limit", "200"]
@@ -71,6 +87,9 @@ def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
         argv += ["--captions", str(folder / "captions.jsonl"), *which, "--out", str(out)]
         return Step(f"evaluate {bundle} {split}", out, argv)
 
+    mined = ["mine-bags", "--images", str(images), "--captions", str(captions), "--split", "train", "extra"]
+    mined += ["--tuning-images", "300", "--scorer", str(run / "heads/last"), "--out", str(run / "bags.json")]
+    averaged = [str(run / f"polish-{number}/last") for number in range(len(POLISH_BAGS))]
     return [
         train("init", "init"),
         train("warmup", "warmup", start=run / "init"),
@@ -81,7 +100,10 @@ def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
         train("mle", "heads", start=run / "joint/last", features=run / "trunk-int8"),
         train("reinforce", "reinforce", start=run / "heads/last", features=run / "trunk-int8"),
         train("reinforce", "apart", start=run / "reinforce/last", features=run / "trunk-int8"),
-        export("fp32", run / "apart/last"),
+        Step("bags", run / "bags.json", mined),
+        *(polish(number, bag) for number, bag in enumerate(POLISH_BAGS)),
+        Step("average", run / "average", ["average", *averaged, "--out", str(run / "average")]),
+        export("fp32", run / "average"),
         quantize("int8", run / "fp32"),
         *(evaluate(bundle, split) for bundle in ("fp32", "int8") for split in ("val", "coco_val100")),
     ]

@@ -33,6 +33,7 @@ ELSEWHERE = {
     "export": Elsewhere("tellapart_export.cli", "export", "make a device bundle of a checkpoint"),
     "quantize": Elsewhere("tellapart_quantization.cli", "quantize", "make an INT8 bundle of a bundle"),
     "train": Elsewhere("tellapart_training.cli", "train", "train a captioner or a retriever", ("train",)),
+    "average": Elsewhere("tellapart_training.cli", "train", "average checkpoints of one start", ("average",)),
     "mine-bags": Elsewhere(
         "tellapart_training.cli", "train", "mine bags of look-alike images to train on", ("mine-bags",)
     ),

@@ -13,7 +13,7 @@ from tellapart_training.steps import Step
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "study"
 SEEDS = (0, 1, 2)
 BAG_SIZES = (2, 3, 5, 7, 10, 15, 20)
-STEPS_PER_EPOCH = 20
+STEPS_PER_EPOCH = 14
 
 
 @dataclass(frozen=True)
