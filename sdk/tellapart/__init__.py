@@ -33,15 +33,22 @@ if TYPE_CHECKING:
     from tellapart.errors import ImageTooLargeError as ImageTooLargeError
     from tellapart.errors import ManifestError as ManifestError
     from tellapart.errors import MissingExtraError as MissingExtraError
+    from tellapart.errors import OutputError as OutputError
     from tellapart.errors import ParityError as ParityError
     from tellapart.errors import ShapeError as ShapeError
+    from tellapart.errors import SourceError as SourceError
     from tellapart.errors import TellapartError as TellapartError
     from tellapart.errors import TruncatedImageError as TruncatedImageError
     from tellapart.errors import UnreadableImageError as UnreadableImageError
     from tellapart.errors import UsageError as UsageError
     from tellapart.errors import VocabularyError as VocabularyError
+    from tellapart.errors import WorkerError as WorkerError
     from tellapart.image import load_image as load_image
+    from tellapart.live import LiveCaptions as LiveCaptions
+    from tellapart.live import LiveOptions as LiveOptions
+    from tellapart.live import LiveResult as LiveResult
     from tellapart.retriever import Retriever as Retriever
+    from tellapart.scene import SceneGate as SceneGate
     from tellapart.types import BagResult as BagResult
     from tellapart.types import Caption as Caption
     from tellapart.types import DecodeOptions as DecodeOptions
@@ -65,16 +72,21 @@ _HOMES = {
         "ImageTooLargeError",
         "ManifestError",
         "MissingExtraError",
+        "OutputError",
         "ParityError",
         "ShapeError",
+        "SourceError",
         "TellapartError",
         "TruncatedImageError",
         "UnreadableImageError",
         "UsageError",
         "VocabularyError",
+        "WorkerError",
     ),
     "image": ("load_image",),
+    "live": ("LiveCaptions", "LiveOptions", "LiveResult"),
     "retriever": ("Retriever",),
+    "scene": ("SceneGate",),
     "types": ("BagResult", "Caption", "DecodeOptions", "RuntimeOptions", "View"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -96,18 +108,25 @@ __all__ = [
     "DecodeOptions",
     "ImageError",
     "ImageTooLargeError",
+    "LiveCaptions",
+    "LiveOptions",
+    "LiveResult",
     "ManifestError",
     "MissingExtraError",
+    "OutputError",
     "ParityError",
     "Retriever",
     "RuntimeOptions",
+    "SceneGate",
     "ShapeError",
+    "SourceError",
     "TellapartError",
     "TruncatedImageError",
     "UnreadableImageError",
     "UsageError",
     "View",
     "VocabularyError",
+    "WorkerError",
     "__version__",
     "load_image",
     "open_bundle",

@@ -15,6 +15,9 @@
      ├── ShapeError                 an array of another shape or dtype than asked
      ├── VocabularyError            a vocabulary file that cannot be used
      ├── ClosedError                used after close()
+     ├── SourceError                frames that stopped coming: the camera failed or went silent
+     ├── WorkerError                the worker process ended; the next call starts another
+     ├── OutputError                captions that could not be written; what was written stays whole
      ├── CheckpointError            a training checkpoint: absent, damaged, another architecture
      ├── ConfigError                a configuration: unknown key, wrong value
      ├── DataError                  captions, bags or data sets that cannot be read
@@ -43,13 +46,16 @@ __all__ = [
     "ImageTooLargeError",
     "ManifestError",
     "MissingExtraError",
+    "OutputError",
     "ParityError",
     "ShapeError",
+    "SourceError",
     "TellapartError",
     "TruncatedImageError",
     "UnreadableImageError",
     "UsageError",
     "VocabularyError",
+    "WorkerError",
 ]
 
 
@@ -148,6 +154,18 @@ class VocabularyError(TellapartError):
 
 class ClosedError(TellapartError):
     """Something was used after its `close()`."""
+
+
+class SourceError(TellapartError):
+    """Frames stopped coming: the source raised, or nothing came for longer than was allowed."""
+
+
+class WorkerError(TellapartError):
+    """The worker process ended before it answered; nothing else was harmed, the next call starts another."""
+
+
+class OutputError(TellapartError):
+    """Captions could not be written, as on a full disk; what was written before is whole and stays."""
 
 
 class CheckpointError(TellapartError):
