@@ -3,16 +3,21 @@
 # make check           ruff (lint, format) and mypy --strict
 # make bench           speed and memory of the embedded bundle on this machine
 # make train-embedded  raw data to embedded bundle, the whole recipe
+# make study           tables and plot of the self-retrieval study, from the figures in docs/study
+# make study-run       trains what is missing of the study and measures it again: hours
 # make clean           what the targets above left, except runs/
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test test-sdk check bench train-embedded clean
+.PHONY: demo test test-sdk check bench train-embedded study study-run clean
 
 PYTHON ?= python3
 # Where the training data lies, and where a run is kept.
 DATA ?= ../shared/data
 RUN ?= runs/embedded
+STUDY ?= runs/study
+# Rows of the study that train at once.
+WORKERS ?= 2
 
 # Two environments: one holds the SDK and nothing else, as on a device; the other everything.
 SDK_ENV := .venv
@@ -47,6 +52,13 @@ bench: $(SDK)
 
 train-embedded: $(DEV)
 	$(DEV_ENV)/bin/python -m tellapart_training.recipe --data $(DATA) --run $(RUN)
+
+study: $(DEV)
+	$(DEV_ENV)/bin/python -m tellapart_training.study report
+
+study-run: $(DEV)
+	$(DEV_ENV)/bin/python -m tellapart_training.study run --data $(DATA) --run $(STUDY) --embedded $(RUN) --workers $(WORKERS)
+	$(DEV_ENV)/bin/python -m tellapart_training.study measure --data $(DATA) --run $(STUDY) --embedded $(RUN)
 
 $(SDK_ENV)/bin/python:
 	$(PYTHON) -m venv $(SDK_ENV)

@@ -57,9 +57,10 @@ def captions_for(
     """
     pair = open_pair(checkpoint)
     stamp = out.with_name(out.name + ".sha256")
-    if out.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == pair.sha256:
-        known = json.loads(out.read_text(encoding="utf-8"))
-        return [known[name] for name in names]
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == pair.sha256:
+        known = _written(out)
+        if all(name in known for name in names):
+            return [known[name] for name in names]
     pair.network.eval()
     captions: list[str] = []
     with torch.inference_mode():
@@ -71,3 +72,12 @@ def captions_for(
     write_atomically(out, json.dumps(dict(zip(names, captions, strict=True)), indent=0) + "\n")
     write_atomically(stamp, pair.sha256)
     return captions
+
+
+def _written(out: Path) -> dict[str, str]:
+    """Captions of an earlier call; none where the file is absent or damaged, as they can be made again."""
+    try:
+        known = json.loads(out.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tellapart_training.images import ImageSource, say_on_stderr
 from tellapart_training.judged import Judges
 from tellapart_training.run_folder import git_commit, write_atomically
 from tellapart_training.study.captions import captions_for, features_of
-from tellapart_training.study.rows import ROWS, SEEDS, Places
+from tellapart_training.study.rows import ROWS, SEEDS, Places, Row
 
 BENCHMARK = Path("benchmarks/flickr8k-val")
 HUMAN = "human"
@@ -32,11 +33,13 @@ def measure(places: Places, out: Path) -> None:
     Raises:
         DataError: no finished run, or data that cannot be used.
     """
-    finished = [
-        (row, seed) for seed in SEEDS for row in ROWS if _is_finished(places.run / f"{row.name}-{seed}")
-    ]
+    every = [(row, seed) for seed in SEEDS for row in ROWS]
+    finished = [(row, seed) for row, seed in every if _is_finished(places.run / f"{row.name}-{seed}")]
     if not finished:
         raise DataError(f"{places.run} holds no finished run: `study run` first")
+    absent = [f"{row.name}-{seed}" for row, seed in every if (row, seed) not in finished]
+    if absent:
+        say_on_stderr(f"not finished and left out: {', '.join(absent)}")
     rows: dict[str, Any] = {HUMAN: {"title": "human captions, one against four", "runs": []}}
     rows.update({row.name: {"title": row.title, "runs": []} for row in ROWS})
     facts: dict[str, Any] = {}
@@ -48,6 +51,12 @@ def measure(places: Places, out: Path) -> None:
         facts[split] = judges.facts()
         names = [record.image for record in records]
         references = [record.captions for record in records]
+        few = [record.image for record in records if len(record.captions) <= len(SEEDS)]
+        if few:
+            raise DataError(
+                f"{places.data / folder}: the row of human captions needs more than {len(SEEDS)} captions of "
+                f"every image, and {few[0]} has fewer"
+            )
         features = features_of(
             source, names, trunk=places.embedded / "trunk-int8", start=places.embedded / "heads/last",
             cache=places.run / "cache",
@@ -68,9 +77,7 @@ def measure(places: Places, out: Path) -> None:
     results = {
         "commit": git_commit(), "machine": f"{platform.machine()}, {os.cpu_count()} processors",
         "judged": facts, "rows": {name: row for name, row in rows.items() if row["runs"]},
-        "training": {
-            row.name: _speed(places.run / f"{row.name}-{seed}") for row, seed in finished if row.settings
-        },
+        "training": _speeds(places, finished),
     }  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, json.dumps(results, indent=1) + "\n")
@@ -97,17 +104,37 @@ def _run_of(row: dict[str, Any], seed: int) -> dict[str, Any]:
 
 def _is_finished(run: Path) -> bool:
     try:
-        return bool(json.loads((run / "run.json").read_text(encoding="utf-8")).get("finished"))
+        facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    return isinstance(facts, dict) and bool(facts.get("finished"))
 
 
-def _speed(run: Path) -> dict[str, float]:
-    """Steps a second and where their time went, over the second half of a run, warmed up."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+def _speeds(places: Places, finished: Sequence[tuple[Row, int]]) -> dict[str, dict[str, float]]:
+    """Mean speed over the seeds of each row that was trained on a reward."""
+    speeds: dict[str, dict[str, float]] = {}
+    for row in ROWS:
+        found = [_speed(places.run / f"{row.name}-{seed}") for each, seed in finished if each is row]
+        known = [speed for speed in found if speed is not None]
+        if row.settings and known:
+            speeds[row.name] = {key: _mean([speed[key] for speed in known]) for key in known[0]}
+    return speeds
+
+
+def _speed(run: Path) -> dict[str, float] | None:
+    """Steps a second and where their time went, over the second half of a run, warmed up; None: too short."""
+    try:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
     steps = [entry for entry in map(json.loads, lines) if entry["kind"] == "train"]
-    late = steps[len(steps) // 2 :]
+    # Half of one entry, or a metrics file from before times were logged, tells no speed.
+    late = [entry for entry in steps[len(steps) // 2 :] if all(f"time_{part}" in entry for part in _TIMES)]
+    if len(late) < 2:
+        return None
     seconds = late[-1]["elapsed_s"] - late[0]["elapsed_s"]
+    if seconds <= 0:
+        return None
     shares = {f"time_{part}": _mean([entry[f"time_{part}"] for entry in late]) for part in _TIMES}
     return {"steps_per_s": (late[-1]["step"] - late[0]["step"]) / seconds, **shares}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from tellapart.errors import DataError, MissingExtraError
+from tellapart_training.run_folder import write_atomically
 
 SPLITS = {"val": "Flickr8k `val`, 1,000 photos", "coco_val100": "COCO `coco_val100`, 100 photos"}
 # Key, heading, factor, decimals; a split without the key leaves the column out.
@@ -134,18 +136,30 @@ def _comparison_table(rows: Mapping[str, Any]) -> list[str]:
 def _speed_table(results: Mapping[str, Any]) -> list[str]:
     lines = ["| row | steps a second | sampling | scoring | backward | other |", "|---|---|---|---|---|---|"]
     for name, found in results["training"].items():
+        title = results["rows"].get(name, {}).get("title", name)
         shares = [found[f"time_{part}"] for part in ("sampling", "scoring", "backward", "other")]
         cells = " | ".join(f"{100 * share:.0f} %" for share in shares)
-        lines.append(f"| {results['rows'][name]['title']} | {found['steps_per_s']:.2f} | {cells} |")
+        lines.append(f"| {title} | {found['steps_per_s']:.2f} | {cells} |")
     return lines
 
 
 def plot(results: Mapping[str, Any], path: Path) -> None:
-    """R@1 of the judge against CIDEr-D on `val`, one point a run, as SVG.
+    """R@1 of the judge against CIDEr-D on `val`, one point a run, as SVG; rows without points are left out.
 
     Raises:
+        DataError: no run has both figures.
         MissingExtraError: matplotlib is not installed.
     """
+    points = {
+        name: [
+            (run["val"]["cider_d"], 100 * run["val"]["judge.judge.rd100"])
+            for run in row["runs"]
+            if {"cider_d", "judge.judge.rd100"} <= run.get("val", {}).keys()
+        ]
+        for name, row in results["rows"].items()
+    }
+    if not any(points.values()):
+        raise DataError("no run has both CIDEr-D and RD100 on val, so there is nothing to draw: measure more")
     try:
         import matplotlib as mpl
 
@@ -154,20 +168,23 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     except ImportError as error:
         raise MissingExtraError("dev", "the plot needs matplotlib, which is not installed") from error
     # Equal input, equal file: no date and no random ids.
-    mpl.rcParams.update({"svg.hashsalt": "study", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
-    figure, axes = pyplot.subplots(figsize=(7, 4.6), constrained_layout=True)
-    for number, (name, row) in enumerate(results["rows"].items()):
-        points = [
-            (run["val"]["cider_d"], 100 * run["val"]["judge.judge.rd100"])
-            for run in row["runs"]
-            if "val" in run
-        ]
-        marker = "*" if name == "human" else "osD^vP<>X"[number % 9]
-        across, up = zip(*points, strict=True)
-        axes.scatter(across, up, label=row["title"], marker=marker, s=46, alpha=0.85)
-    axes.set_xlabel("CIDEr-D on val")
-    axes.set_ylabel("RD100 recall@1 under the judge, %")
-    axes.legend(loc="best", frameon=False)
+    style: dict[Any, Any] = {"svg.hashsalt": "study", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
+    drawn = io.StringIO()
+    with mpl.rc_context(style):
+        figure, axes = pyplot.subplots(figsize=(7, 4.6), constrained_layout=True)
+        for number, (name, found) in enumerate(points.items()):
+            if found:
+                # A row keeps its colour and its mark, whichever others are there.
+                marker = "*" if name == "human" else "osD^vP<>X"[number % 9]
+                across, up = zip(*found, strict=True)
+                axes.scatter(
+                    across, up, label=results["rows"][name]["title"], marker=marker, color=f"C{number % 10}",
+                    s=46, alpha=0.85,
+                )  # fmt: skip
+        axes.set_xlabel("CIDEr-D on val")
+        axes.set_ylabel("RD100 recall@1 under the judge, %")
+        axes.legend(loc="best", frameon=False)
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+        pyplot.close(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    write_atomically(path, drawn.getvalue())
