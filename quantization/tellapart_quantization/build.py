@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,13 @@ from tellapart.bundle import Bundle, open_bundle, staged_bundle, write_bundle
 from tellapart.errors import DataError, UsageError
 from tellapart.manifest import Manifest
 from tellapart.photos import Photos, read_captions, spread
+from tellapart.retriever import require_kind
+from tellapart.truematch import Benchmark, image_name, read_benchmark
+from tellapart.truematch_images import BenchmarkImages, images_place
 from tellapart_quantization.calibration import Range, find_ranges
 from tellapart_quantization.int8_onnx import quantize_trunk, trunk_tensors
 from tellapart_quantization.report import Budget, check_budget, compare_bundles
+from tellapart_quantization.self_retrieval import compare_self_retrieval
 from tellapart_quantization.sensitivity import choose_float_blocks
 from tellapart_quantization.surgery import FEATURES, ancestors, name_nodes
 from tellapart_quantization.weights_onnx import quantize_weights
@@ -76,6 +81,18 @@ class QuantizeOptions:
     split: str | None = None
     """Compare on this split of `captions` and calibrate on the rest."""
 
+    benchmark: Path | None = None
+    """Folder of a TrueMatch-style benchmark; self-retrieval on its bags is compared where it is given."""
+
+    benchmark_images: Path | None = None
+    """Folder or tar of its photos; None looks where the benchmark says."""
+
+    limit_bags: int | None = None
+    """First so many bags of each size; None takes all."""
+
+    scorer: Path | None = None
+    """Bundle whose retriever judges the captions of both bundles; None takes the float bundle's."""
+
     budget: Budget = dataclasses.field(default_factory=Budget)
 
     overwrite: bool = False
@@ -89,6 +106,11 @@ class QuantizeOptions:
             raise UsageError("calibration limit, check images and auto blocks have to be at least 1")
         if self.split is not None and self.captions is None:
             raise UsageError("a split needs the captions file that tells who is in it (--captions)")
+        needless = {"--benchmark-images": self.benchmark_images, "--limit-bags": self.limit_bags}
+        needless["--scorer"] = self.scorer
+        given = [flag for flag, value in needless.items() if value is not None]
+        if self.benchmark is None and given:
+            raise UsageError(f"{', '.join(given)} is of use only with a benchmark (--benchmark)")
 
 
 def quantize_bundle(
@@ -114,27 +136,57 @@ def quantize_bundle(
         open_bundle(bundle) as source,
         Photos(options.images) as photos,
         staged_bundle(out, overwrite=options.overwrite) as scratch,
+        ExitStack() as stack,
     ):
         if source.manifest.precision != "float32":
             raise UsageError(
                 f"{bundle} is {source.manifest.precision} already; quantize the float32 bundle instead"
             )
-        checked, calibrated, captions = _choose_photos(photos, options)
+        bags = _open_benchmark(options, stack)
+        if bags is not None:
+            with open_bundle(options.scorer or bundle) as judge:
+                require_kind(judge, "retriever")  # now, before minutes of work find out
+        held = _base_names(bags[0]) if bags is not None else frozenset()
+        checked, calibrated, captions = _choose_photos(photos, options, held)
         say(f"{len(calibrated)} photos to calibrate on, {len(checked)} to compare on")
         manifest, details = _write_graphs(source, scratch, photos, calibrated, options, say)
         manifest = write_bundle(scratch, manifest)
         with open_bundle(scratch) as made:
             report = compare_bundles(source, made, photos, checked, captions=captions)
+        if bags is not None:
+            report["self_retrieval"] = compare_self_retrieval(
+                bundle, scratch, *bags, scorer=options.scorer, say=say
+            )
         say(f"compared: {report}")
         check_budget(report, options.budget)
         metrics = {**source.manifest.metrics, "quantization": {**details, **report}}
         return write_bundle(scratch, dataclasses.replace(manifest, metrics=metrics))
 
 
+def _open_benchmark(options: QuantizeOptions, stack: ExitStack) -> tuple[Benchmark, BenchmarkImages] | None:
+    """The bags and their photos, all of them there; the photos are open as long as the stack."""
+    if options.benchmark is None:
+        return None
+    benchmark = read_benchmark(options.benchmark)
+    if options.limit_bags is not None:
+        benchmark = benchmark.limited(options.limit_bags)
+    images = stack.enter_context(BenchmarkImages(images_place(benchmark, options.benchmark_images)))
+    images.require(benchmark.ids())
+    return benchmark, images
+
+
+def _base_names(benchmark: Benchmark) -> frozenset[str]:
+    """File names of a benchmark's photos, without folders, as archives differ in these."""
+    return frozenset(PurePosixPath(image_name(image)).name for image in benchmark.ids())
+
+
 def _choose_photos(
-    photos: Photos, options: QuantizeOptions
+    photos: Photos, options: QuantizeOptions, bags: frozenset[str]
 ) -> tuple[list[str], list[str], dict[str, list[str]] | None]:
-    """Names to compare on, names to calibrate on (none in both), and captions of the former."""
+    """Names to compare on, names to calibrate on (none in both), and captions of the former.
+
+    Nor is a photo calibrated on whose file name is in `bags`.
+    """
     captions = None
     able = list(photos.names)
     if options.captions is not None:
@@ -143,15 +195,19 @@ def _choose_photos(
         if not able:
             raise DataError(f"{options.captions} has captions for none of the photos in {options.images}")
     if options.split is None:
-        calibrated = spread(photos.names, min(options.calibration_limit, max(1, len(photos.names) // 2)))
+        rest = [name for name in photos.names if PurePosixPath(name).name not in bags]
+        if not rest:
+            raise DataError(f"every photo of {options.images} is in the benchmark; none to calibrate on")
+        calibrated = spread(rest, min(options.calibration_limit, max(1, len(rest) // 2)))
         able = [name for name in able if name not in set(calibrated)] or able
     else:
         # All of the split stays out, so that a larger comparison does not change the calibration.
         held = set(able)
-        rest = [name for name in photos.names if name not in held]
+        rest = [name for name in photos.names if name not in held and PurePosixPath(name).name not in bags]
         if not rest:
             raise DataError(
-                f"every photo of {options.images} is in split {options.split!r}; none to calibrate on"
+                f"every photo of {options.images} is in split {options.split!r}"
+                f"{' or the benchmark' if bags else ''}; none to calibrate on"
             )
         calibrated = spread(rest, options.calibration_limit)
     checked = spread(able, options.check_images)

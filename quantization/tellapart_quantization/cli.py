@@ -40,9 +40,26 @@ def build_parser() -> argparse.ArgumentParser:
         "--captions", type=Path, metavar="FILE", help="JSON lines; with them retrieval is compared"
     )
     parser.add_argument("--split", metavar="NAME", help="compare on this split, calibrate on the others")
+    parser.add_argument(
+        "--benchmark",
+        type=Path,
+        metavar="DIR",
+        help="bags of look-alikes; with them the captions of both bundles are compared by self-retrieval",
+    )
+    parser.add_argument(
+        "--benchmark-images", type=Path, metavar="DIR|TAR", help="its photos, where they lie elsewhere"
+    )
+    parser.add_argument("--limit-bags", type=int, metavar="N", help="first N bags of a size; a quick look")
+    parser.add_argument(
+        "--scorer", type=Path, metavar="BUNDLE", help="retriever that judges both (default: the float bundle)"
+    )
     parser.add_argument("--min-agreement", type=float, default=0.9, metavar="X", help="least token agreement")
     parser.add_argument(
-        "--max-recall-drop", type=float, default=0.5, metavar="X", help="most points of R@10 lost"
+        "--max-recall-drop",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="most points of recall lost: R@10 of human captions, and R@1 on bags, the mean over their sizes",
     )
     parser.add_argument("--max-mib", type=float, metavar="X", help="largest bundle")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
@@ -64,6 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_images=args.check_images,
         captions=args.captions,
         split=args.split,
+        benchmark=args.benchmark,
+        benchmark_images=args.benchmark_images,
+        limit_bags=args.limit_bags,
+        scorer=args.scorer,
         budget=Budget(
             min_agreement=args.min_agreement, max_recall_drop=args.max_recall_drop, max_mib=args.max_mib
         ),

@@ -14,6 +14,7 @@ pytest.importorskip("torch")
 
 from tellapart.bundle import open_bundle
 from tellapart.errors import BundleError, DataError
+from tellapart.truematch import read_benchmark
 from tellapart_training import steps
 from tellapart_training.config_file import load_config
 from tellapart_training.publish import CARD, LICENCE, publish_embedded
@@ -85,6 +86,14 @@ def test_every_training_step_has_a_config_that_parses(data: Path, tmp_path: Path
         step for step in recipe_steps(data, tmp_path / "run", cache=tmp_path) if step.name == "average"
     ]
     assert average.argv[1:4] == [str(step.makes / "last") for step in polished]
+
+
+def test_the_bundle_that_ships_is_gated_on_bags(data: Path, tmp_path: Path) -> None:
+    steps = {step.name: step for step in recipe_steps(data, tmp_path / "run", cache=tmp_path)}
+    argv = steps["quantize int8"].argv
+    assert read_benchmark(Path(argv[argv.index("--benchmark") + 1])).bags.keys() == {3, 5, 7}
+    assert "--max-recall-drop" not in argv  # the strict default holds
+    assert "--benchmark" not in steps["quantize trunk-int8"].argv
 
 
 def test_stops_at_a_failed_step_and_goes_on_from_there(

@@ -25,6 +25,8 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 POLISH_BAGS = (None, 5, 10)
 """Of each run that is averaged: the size of the bags that its batches are made of; None draws at random."""
 EMBEDDED = Path("sdk/tellapart/model")
+BENCHMARK = Path("benchmarks/flickr8k-val")
+"""Bags on which the captions of the INT8 bundle may lose no more self-retrieval than the gate allows."""
 
 
 def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
@@ -104,7 +106,7 @@ def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
         *(polish(number, bag) for number, bag in enumerate(POLISH_BAGS)),
         Step("average", run / "average", ["average", *averaged, "--out", str(run / "average")]),
         export("fp32", run / "average"),
-        quantize("int8", run / "fp32"),
+        quantize("int8", run / "fp32", "--benchmark", str(BENCHMARK), "--benchmark-images", str(images)),
         *(evaluate(bundle, split) for bundle in ("fp32", "int8") for split in ("val", "coco_val100")),
     ]
 
