@@ -141,7 +141,7 @@ def test_saved_captions_score_as_they_did(bench, truematch, tmp_path):
     assert second["bags"] == first["bags"]
 
 
-def test_another_scorer_is_named_and_no_own_one(bench, truematch, tiny_bundle, tmp_path):
+def test_another_bundle_with_the_same_retriever_still_flatters(bench, truematch, tiny_bundle, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(tiny_bundle, other)
     page = json.loads((other / "tellapart.json").read_text())
@@ -150,6 +150,15 @@ def test_another_scorer_is_named_and_no_own_one(bench, truematch, tiny_bundle, t
     found = json.loads(truematch("run", bench, "--json", "--scorer", other)[1])
     assert found["scorer"]["name"] == "another"
     assert found["scorer"]["sha256"] != found["model"]["sha256"]
+    assert found["scorer"]["is_own"] is True
+    assert any("flatters the model" in note for note in found["notes"])
+    # An empty name of the producer at the end of a graph changes its file and nothing that it computes.
+    with (other / "text.onnx").open("ab") as file:
+        file.write(b"\x12\x00")
+    content = (other / "text.onnx").read_bytes()
+    page["files"]["text.onnx"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (other / "tellapart.json").write_text(json.dumps(page))
+    found = json.loads(truematch("run", bench, "--json", "--scorer", other)[1])
     assert (found["scorer"]["is_own"], found["notes"]) == (False, [])
 
 

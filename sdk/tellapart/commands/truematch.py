@@ -47,8 +47,8 @@ class _Written:
 
     texts: list[str]
     model: dict[str, Any]
-    sha256: str | None
-    """Of the manifest of the bundle that wrote them; None for a file."""
+    readers: frozenset[str] | None
+    """By which to know the retriever of the bundle that wrote them, see `_readers`; None for a file."""
 
     latency_ms: dict[str, float] | None
     peak_rss_mib: float | None
@@ -138,7 +138,7 @@ def _read(args: argparse.Namespace, ids: Sequence[ImageId]) -> _Written:
     return _Written(
         texts=texts,
         model={"captions": args.captions.name, "sha256": sha256},
-        sha256=None,
+        readers=None,
         latency_ms=None,
         peak_rss_mib=None,
         truncated=None,
@@ -168,7 +168,7 @@ def _caption(args: argparse.Namespace, ids: Sequence[ImageId], images: Benchmark
         return _Written(
             texts=[caption.text for caption in captions],
             model={**_name(captioner.bundle), "options": given},
-            sha256=captioner.bundle.sha256,
+            readers=_readers(captioner.bundle),
             latency_ms={"p50": round(float(p50), 3), "p95": round(float(p95), 3)},
             peak_rss_mib=peak_rss_mib(),
             truncated=sum(caption.truncated for caption in captions),
@@ -194,7 +194,7 @@ def _embed(
                     rows.append(scorer.embed_images([images.encoded(image)])[0])
                     progress.advance()
             image_rows = np.stack(rows)
-        is_own = written.sha256 == scorer.bundle.sha256 if written.sha256 is not None else None
+        is_own = None if written.readers is None else bool(written.readers & _readers(scorer.bundle))
         return caption_rows, image_rows, {**_name(scorer.bundle), "is_own": is_own}
 
 
@@ -299,6 +299,16 @@ def _print_table(record: Mapping[str, Any]) -> None:
 def _rows(bags: Sequence[Sequence[ImageId]], row_of: Mapping[ImageId, int]) -> IntArray:
     """(m, k) int64, rows of the images of bags of one size."""
     return np.array([[row_of[image] for image in bag] for bag in bags], np.int64)
+
+
+def _readers(bundle: Bundle) -> frozenset[str]:
+    """Hashes of the bundle and of its text graphs.
+
+    Captioners that were trained further from one start often share a retriever: the bundles then differ, the
+    text graphs do not.
+    """
+    texts = (graph.file for graph in bundle.manifest.graphs if graph.role == "text")
+    return frozenset([bundle.sha256, *(bundle.manifest.files[file].sha256 for file in texts)])
 
 
 def _name(bundle: Bundle) -> dict[str, Any]:
