@@ -1,6 +1,17 @@
-"""Captions of a bag: k look-alike images, each caption judged by whether it finds its own image.
+"""Captions of a bag: look-alike images, each caption judged by whether it finds its own image.
 
-Two modes:
+Three modes:
+
+contrast
+    All images are decoded together. At every step an image's next-token scores are sharpened against those of
+    the two images of the bag that look most like it, see `tellapart.contrast`. Of its candidates (all beams)
+    the one comes first that the captioner finds likely and the retriever finds telling: the largest
+
+        mean log-probability + 4 x cosine with the own image
+        + log of the own image's chance, softmax over the bag of 20 x cosine
+
+    which is pragmatic captioning with the captioner as speaker and the retriever as listener. The second
+    term holds captions to what is there: without it more objects were invented.
 
 plain
     Each image is captioned alone; the retriever only judges.
@@ -12,40 +23,62 @@ rerank
     caption that fits the own image a little less is taken where it fits the others much less; a candidate
     is never changed, only chosen.
 
-The judge is the bundle's own retriever. Ranks and recall out of `rerank` are therefore what was optimised,
-not an independent score: `tellapart truematch run --scorer` judges by another one.
+The judge is the bundle's own retriever. Ranks and recall out of `contrast` and `rerank` are therefore what
+was optimised, not an independent score: `tellapart truematch run --scorer` judges by another one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
+from tellapart.decode import log_softmax
 from tellapart.errors import UsageError
-from tellapart.similarity import cosine, hits_at_1, margins, rank_of_own
+from tellapart.similarity import RealArray, cosine, hits_at_1, margins, rank_of_own
 from tellapart.types import BagResult, Caption, DecodeOptions, FloatArray
 
-BagMode: TypeAlias = Literal["plain", "rerank"]
+BagMode: TypeAlias = Literal["contrast", "rerank", "plain"]
 """How the captions of a bag are made."""
 
 RERANK_CANDIDATES = 5
 """Candidates per image in `rerank` where the options leave it open."""
 
+CONTRAST_BEAMS = 3
+"""Beams, and so candidates, per image in `contrast` where the options leave it open."""
+
+LISTENER_SHARPNESS = 20.0
+"""What cosines are multiplied by before the softmax over a bag: near the scale that retrievers learn with."""
+
+LISTENER_WEIGHT = 1.0
+"""Of the log of the own image's chance, against nats per piece. This and `FIT_WEIGHT` were chosen on bags of
+training photos that no run learnt from, under a judge that had no part in training or decoding."""
+
+FIT_WEIGHT = 4.0
+"""Of the cosine of caption and own image, against nats per piece."""
+
 
 def bag_options(options: DecodeOptions | None, mode: str) -> DecodeOptions:
-    """Decoding options for a mode: `rerank` asks for several captions.
+    """Decoding options for a mode: `rerank` and `contrast` ask for several captions.
 
     Raises:
-        UsageError: an unknown mode, or `rerank` with options that allow one candidate only.
+        UsageError: an unknown mode, `rerank` with options that allow one candidate only, or `contrast` with
+            options that sample.
     """
     options = options or DecodeOptions()
-    if mode == "contrast":
-        raise UsageError("mode 'contrast' comes in a later version of tellapart; use 'plain' or 'rerank'")
     if mode not in get_args(BagMode):
         raise UsageError(f"mode must be one of {', '.join(get_args(BagMode))}, got {mode!r}")
+    if mode == "contrast":
+        if options.temperature > 0:
+            raise UsageError(
+                f"mode 'contrast' searches and temperature={options.temperature:g} samples; leave it out, or "
+                "use 'rerank' or 'plain'"
+            )
+        beams = options.beams or max(CONTRAST_BEAMS, options.n_best)
+        return replace(options, beams=beams, n_best=beams)
     if mode == "plain" or options.n_best > 1:
         return options
     if options.beams == 1 and options.temperature == 0:
@@ -62,24 +95,26 @@ def judge_bag(
     candidates: Sequence[Sequence[Caption]],
     image_rows: FloatArray,
     embed_texts: Callable[[list[str]], FloatArray],
+    *,
+    mode: BagMode = "rerank",
 ) -> BagResult:
-    """Choose one caption per image by the largest margin, and score the choice.
+    """Choose one caption per image by the rule of the mode, and score the choice.
 
     Args:
         candidates: per image one or more captions, likeliest first; with one each there is nothing to choose.
         image_rows: (k, d) float32, unit embeddings of the images.
         embed_texts: n texts -> (n, d) float32 unit rows.
+        mode: "contrast" weighs likelihood and retriever, others take the largest margin.
 
     Returns:
         The chosen captions, the others of each image in its `alternatives`, and their scores; ties count
-        against us.
+        against us. One image alone has rank 1 and a margin of infinity: nothing is there to confuse it with.
 
     Raises:
-        UsageError: fewer than two images.
+        UsageError: no image.
     """
-    count = len(candidates)
-    if count < 2:
-        raise UsageError(f"a bag needs at least two images to tell apart, got {count}; use caption for one")
+    if not candidates:
+        raise UsageError("a bag needs at least one image, got none")
     # Candidates of look-alike images are often the same words.
     texts = list(dict.fromkeys(caption.text for group in candidates for caption in group))
     row_of = {text: row for row, text in enumerate(texts)}
@@ -89,15 +124,26 @@ def judge_bag(
         best = 0
         if len(group) > 1:
             asked = scores[[row_of[caption.text] for caption in group]]
-            best = int(np.argmax(asked[:, own] - np.delete(asked, own, axis=1).max(axis=1)))
+            best = int(np.argmax(_worth(group, asked, own, mode)))
         flat = [replace(caption, alternatives=()) for caption in group]
         picked = flat.pop(best)
         chosen.append(replace(picked, alternatives=tuple(flat)))
     similarity = scores[[row_of[caption.text] for caption in chosen]]
+    alone = len(chosen) == 1
     return BagResult(
         captions=tuple(chosen),
-        ranks=tuple(int(rank) for rank in rank_of_own(similarity)),
-        margins=tuple(float(margin) for margin in margins(similarity)),
+        ranks=(1,) if alone else tuple(int(rank) for rank in rank_of_own(similarity)),
+        margins=(math.inf,) if alone else tuple(float(margin) for margin in margins(similarity)),
         similarity=similarity,
-        recall_at_1=float(hits_at_1(similarity).mean()),
+        recall_at_1=1.0 if alone else float(hits_at_1(similarity).mean()),
     )
+
+
+def _worth(group: Sequence[Caption], scores: FloatArray, own: int, mode: BagMode) -> RealArray:
+    """What each candidate of one image is worth, (n,); `scores` are its cosines with the images, (n, k)."""
+    if mode != "contrast":
+        others = np.delete(scores, own, axis=1)
+        return np.asarray(scores[:, own] - others.max(axis=1, initial=-np.inf), np.float64)
+    listener = log_softmax(LISTENER_SHARPNESS * scores)[:, own]
+    likely = np.array([caption.mean_logprob for caption in group])
+    return likely + FIT_WEIGHT * scores[:, own].astype(np.float64) + LISTENER_WEIGHT * listener

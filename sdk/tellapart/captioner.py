@@ -13,25 +13,23 @@ anew in the child. It pickles as the path of its bundle and its options.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from types import TracebackType
 from typing import Any, Literal, overload
 
-import numpy as np
-
 from tellapart.bag import BagMode, bag_options, judge_bag
 from tellapart.bundle import Bundle
-from tellapart.decode import Hypothesis, beam_search, greedy, sample, stream
+from tellapart.contrast import Contrast
+from tellapart.decode import stream
 from tellapart.engine import Engine
 from tellapart.errors import ClosedError, ImageError, UsageError
 from tellapart.kv_cache import KVCache
 from tellapart.plan import DecodePlan, greedy_plan, make_plan
-from tellapart.rerank import rerank
 from tellapart.retriever import Retriever, require_kind
 from tellapart.types import BagResult, Caption, DecodeOptions, ImageInput, RuntimeOptions, View
+from tellapart.writer import sentence_case, write_captions, write_contrast
 
 
 class Captioner:
@@ -134,7 +132,7 @@ class Captioner:
             ClosedError: after `close`.
         """
         plan = make_plan(options, self.bundle.manifest.decoding, self._engine.tokenizer)
-        [caption] = self._caption_views([self._look_once(image)], plan)
+        [caption] = self._write([self._look_once(image)], plan)
         return caption
 
     @overload
@@ -227,34 +225,43 @@ class Captioner:
         self,
         images: Iterable[ImageInput | View],
         *,
-        mode: BagMode = "plain",
+        mode: BagMode = "contrast",
         options: DecodeOptions | None = None,
     ) -> BagResult:
         """Caption look-alike images so that the captions tell them apart, and measure whether they do.
 
         Args:
-            images: two or more.
-            mode: "plain", each image alone; "rerank", the retriever chooses among several captions of each
-                image by the largest margin. The rule is at the top of `tellapart.bag`.
-            options: how to search; in "rerank" `n_best` is the number of candidates, 5 where it is 1.
+            images: one or more; a bag of one is captioned as in "plain".
+            mode: "contrast", all images are decoded together, each steered away from what its look-alikes
+                would say; "rerank", the retriever chooses among several captions made of each image alone;
+                "plain", each image alone. The rules are at the top of `tellapart.bag`.
+            options: how to search. In "rerank" `n_best` is the number of candidates, 5 where it is 1; in
+                "contrast" every beam is a candidate, 3 where `beams` is None.
 
         Raises:
-            UsageError: fewer than two images, an unknown mode, or options that leave nothing to choose.
+            UsageError: no image, an unknown mode, or options that the mode cannot follow.
             BundleError: the bundle is no retriever.
             ImageError: an image cannot be used; a bag is whole or not at all.
             BackendError: the runtime failed.
             ClosedError: after `close`.
         """
         retriever = self.retriever
-        options = bag_options(options, mode)
+        asked, options = options, bag_options(options, mode)
         if isinstance(images, (str, bytes, os.PathLike, View)):
             raise UsageError(f"a bag is an iterable of images, got one {type(images).__name__}")
         views = [self.look(image) for image in images]
-        captions = list(self.caption_many(views, options=options))
-        groups = [
-            (caption, *caption.alternatives) if mode == "rerank" else (caption,) for caption in captions
-        ]
-        result = judge_bag(groups, retriever.embed_images(views), retriever.embed_texts)
+        image_rows = retriever.embed_images(views)
+        if len(views) == 1:
+            mode, options = "plain", asked or DecodeOptions()
+        if mode == "contrast":
+            plan = make_plan(options, self.bundle.manifest.decoding, self._engine.tokenizer)
+            groups = write_contrast(self._engine, image_rows, views, plan, Contrast()) if views else []
+        else:
+            captions = list(self.caption_many(views, options=options))
+            groups = [
+                [caption, *caption.alternatives] if mode == "rerank" else [caption] for caption in captions
+            ]
+        result = judge_bag(groups, image_rows, retriever.embed_texts, mode=mode)
         if mode == "plain":
             return replace(result, captions=tuple(captions))
         return result
@@ -285,7 +292,7 @@ class Captioner:
                         failure = error
                         break
                     seen.append(error)
-            captions = iter(self._caption_views([view for view in seen if isinstance(view, View)], plan))
+            captions = self._write([view for view in seen if isinstance(view, View)], plan)
             for item in seen:
                 yield next(captions) if isinstance(item, View) else item
             if failure is not None:
@@ -293,61 +300,8 @@ class Captioner:
             if not seen:
                 return
 
-    def _caption_views(self, views: Sequence[View], plan: DecodePlan) -> Iterator[Caption]:
-        """Captions of views; lazily where they are decoded one by one."""
-        if not views:
-            return
-        decoder = self._engine.decoder()
-        groups: list[Sequence[View]] = [[view] for view in views]
-        if len(views) > 1:
-            cross_kv = np.concatenate([view.cross_kv for view in views], axis=1)
-            if decoder.keeps_rows_apart(cross_kv):
-                groups = [views]
-        for group in groups:
-            self._check_open()
-            load_ms = self._engine.take_load_ms()
-            started = time.perf_counter()
-            found = self._search(group, plan)
-            decode_ms = (time.perf_counter() - started) * 1000.0 / len(group)
-            for view, hypotheses in zip(group, found, strict=True):
-                elapsed = {"load": load_ms / len(group), "preprocess": 0.0, "vision": 0.0}
-                elapsed.update(view.elapsed_ms, decode=decode_ms)
-                captions = [self._to_caption(hypothesis, elapsed) for hypothesis in hypotheses]
-                if plan.rerank and len(captions) > 1:
-                    captions = rerank(captions, view, self.retriever, weight=plan.rerank)
-                first, *others = captions[: plan.n_best]
-                yield replace(first, alternatives=tuple(others))
-
-    def _search(self, views: Sequence[View], plan: DecodePlan) -> list[list[Hypothesis]]:
-        """Per view the hypotheses, best first."""
-        decoder = self._engine.decoder()
-        cache = KVCache.empty(np.concatenate([view.cross_kv for view in views], axis=1))
-        rules = plan.rules_from_now()
-        if plan.temperature > 0:
-            rows = np.repeat(np.arange(len(views)), plan.n_best)
-            cache.select(rows)
-            drawn = sample(
-                decoder.step,
-                cache,
-                rules=rules,
-                temperature=plan.temperature,
-                top_p=plan.top_p,
-                generators=[plan.generator(number) for _ in views for number in range(plan.n_best)],
-            )
-            groups = [drawn[first : first + plan.n_best] for first in range(0, len(drawn), plan.n_best)]
-            return [sorted(group, key=lambda found: -found.score) for group in groups]
-        if plan.beams == 1:
-            return [[found] for found in greedy(decoder.step, cache, rules=rules)]
-        return beam_search(decoder.step, cache, rules=rules, beams=plan.beams, n_best=plan.candidates)
-
-    def _to_caption(self, found: Hypothesis, elapsed_ms: dict[str, float]) -> Caption:
-        return Caption(
-            text=sentence_case(self._engine.tokenizer.decode(found.ids)),
-            token_ids=found.ids,
-            mean_logprob=sum(found.logprobs) / len(found.logprobs),
-            truncated=not found.finished,
-            elapsed_ms=elapsed_ms,
-        )
+    def _write(self, views: Sequence[View], plan: DecodePlan) -> Iterator[Caption]:
+        return write_captions(self._engine, lambda: self.retriever, views, plan, check_open=self._check_open)
 
     def _stream(self, image: ImageInput | View, plan: DecodePlan) -> Generator[str, None, None]:
         view = self.look(image)
@@ -365,11 +319,6 @@ class Captioner:
         text = sentence_case(tokenizer.decode(ids))
         if len(text) > len(said):
             yield text[len(said) :]
-
-
-def sentence_case(text: str) -> str:
-    """The first letter large, the rest as it is."""
-    return text[:1].upper() + text[1:]
 
 
 def _reopen(path: str | None, runtime: RuntimeOptions) -> Captioner:

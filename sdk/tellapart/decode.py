@@ -1,4 +1,4 @@
-"""Token ids out of a step function: greedy, seeded sampling, beam search. Numbers only, no graph, no text.
+"""Token ids out of a step function: greedy and seeded sampling; beam search is in `beams`. No graph, no text.
 
 A step function takes the newest token of each row and a cache that remembers the rest, and gives the
 natural-log probabilities of the next token; it may do anything inside. The cache must know two things: how
@@ -17,10 +17,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from tellapart.errors import UsageError
 from tellapart.types import FloatArray, IntArray
@@ -83,7 +82,7 @@ class Hypothesis:
     """Whether the end mark came."""
 
     score: float
-    """Length-normalised log-probability; higher is better."""
+    """Length-normalised sum of what the search maximised, mostly the log-probabilities; higher is better."""
 
 
 def log_softmax(logits: FloatArray) -> FloatArray:
@@ -199,10 +198,10 @@ def _walk(
     ids: IntArray = np.full(cache.rows, rules.start_id)
     tokens: IntArray = np.zeros((cache.rows, rules.max_new_tokens), np.int64)
     for position in range(rules.max_new_tokens + 1):
-        if not len(live) or (position and _is_over(rules)):
+        if not len(live) or (position and is_over(rules)):
             return
         logprobs = step(ids, cache)
-        ids = choose(_allowed(logprobs, tokens[live, :position], rules), live)
+        ids = choose(allow(logprobs, tokens[live, :position], rules), live)
         picked = logprobs[np.arange(len(live)), ids]
         going = ids != rules.end_id
         if position == rules.max_new_tokens:
@@ -226,25 +225,45 @@ def _collect(
         tokens[live, lengths[live]], logprobs[live, lengths[live]] = ids, picked
         lengths[live] += 1
     return [
-        _hypothesis(tokens[row, :length], logprobs[row, :length], rules) for row, length in enumerate(lengths)
+        hypothesis(tokens[row, :length], logprobs[row, :length], rules) for row, length in enumerate(lengths)
     ]
 
 
-def _hypothesis(tokens: IntArray, logprobs: FloatArray, rules: Rules) -> Hypothesis:
-    """From the tokens of one row, its end mark included where it came."""
+def hypothesis(
+    tokens: IntArray, logprobs: FloatArray, rules: Rules, *, total: float | None = None
+) -> Hypothesis:
+    """One row's hypothesis.
+
+    Args:
+        tokens: (t,) int64, its pieces, and its end mark where it came.
+        logprobs: (t,) float32, one each.
+        rules: how length counts.
+        total: what the search maximised; None is the sum of `logprobs`.
+    """
     finished = len(tokens) > 0 and bool(tokens[-1] == rules.end_id)
     ids = tokens[:-1] if finished else tokens
-    total = float(logprobs.sum(dtype=np.float64))
+    if total is None:
+        total = float(logprobs.sum(dtype=np.float64))
     score = total / max(len(logprobs), 1) ** rules.length_penalty
     return Hypothesis(tuple(ids.tolist()), tuple(logprobs.tolist()), finished, score)
 
 
-def _is_over(rules: Rules) -> bool:
+def is_over(rules: Rules) -> bool:
+    """Whether the deadline has passed."""
     return rules.deadline_s is not None and time.monotonic() >= rules.deadline_s
 
 
-def _allowed(logprobs: FloatArray, tokens: IntArray, rules: Rules) -> FloatArray:
-    """A copy with -inf for what may not come next, given the pieces so far, (n, t)."""
+def allow(logprobs: FloatArray, tokens: IntArray, rules: Rules) -> FloatArray:
+    """What may come next.
+
+    Args:
+        logprobs: (n, V) float32.
+        tokens: (n, t) int64, the pieces so far.
+        rules: what a caption may look like.
+
+    Returns:
+        (n, V) float32, a copy with -inf for what may not come; at least one token a row may.
+    """
     allowed = logprobs.copy()
     allowed[:, list(rules.banned_ids)] = -np.inf
     length = tokens.shape[1]
@@ -261,150 +280,3 @@ def _allowed(logprobs: FloatArray, tokens: IntArray, rules: Rules) -> FloatArray
     stuck = np.isneginf(allowed.max(axis=1))
     allowed[stuck, rules.end_id] = logprobs[stuck, rules.end_id]
     return allowed
-
-
-class _Beams:
-    """The live beams of one image and the hypotheses that have ended.
-
-    Attributes:
-        totals: (m,) float64, summed log-probability per live beam, best first.
-        tokens: (m, t) int64, the pieces of each.
-        logprobs: (m, t) float32, one per piece.
-        ended: finished hypotheses, in the order in which they ended.
-    """
-
-    def __init__(self) -> None:
-        self.totals = np.zeros(1)
-        self.tokens: IntArray = np.zeros((1, 0), np.int64)
-        self.logprobs: FloatArray = np.zeros((1, 0), np.float32)
-        self.ended: list[Hypothesis] = []
-
-    def advance(self, logprobs: FloatArray, rules: Rules, *, beams: int, last: bool) -> IntArray:
-        """Take the best continuations; returns which beam each of the new ones continues, (m',)."""
-        scores = self.totals[:, None] + _allowed(logprobs, self.tokens, rules)
-        size = scores.shape[1]
-        parents: list[int] = []
-        pieces: list[int] = []
-        done: list[int] = []
-        # Twice the width: even if every beam could end here, as many go on.
-        for place, flat in enumerate(_best(scores.ravel(), 2 * beams)):
-            parent, token = divmod(flat, size)
-            if token != rules.end_id:
-                if not last and len(parents) < beams:
-                    parents.append(parent)
-                    pieces.append(token)
-            # An end mark that is not among the best now would only be a caption broken off.
-            elif place < beams:
-                tokens = np.append(self.tokens[parent], token)
-                path = np.append(self.logprobs[parent], logprobs[parent, token])
-                self.ended.append(_hypothesis(tokens, path, rules))
-                done.append(parent)
-        if last:  # those that go nowhere any more stay as they are, for want of better
-            self._keep([beam for beam in range(len(self.totals)) if beam not in done])
-        else:
-            self.totals = scores[parents, pieces]
-            self.tokens = np.column_stack([self.tokens[parents], np.array(pieces, np.int64)])
-            self.logprobs = np.column_stack([self.logprobs[parents], logprobs[parents, pieces]])
-        return np.array(parents, np.int64)
-
-    def _keep(self, beams: list[int]) -> None:
-        self.totals, self.tokens, self.logprobs = self.totals[beams], self.tokens[beams], self.logprobs[beams]
-
-    def is_settled(self, rules: Rules, *, beams: int, n_best: int, stop: StopRule) -> bool:
-        """Whether no live beam can still come among the n best."""
-        # One beam that has ended is where greedy search ends; its second choice would be a second beam.
-        if not len(self.totals) or (beams == 1 and self.ended):
-            return True
-        if len(self.ended) < (n_best if stop == "exact" else beams):
-            return False
-        length = self.tokens.shape[1] + 1
-        # Sums only fall, so a longer beam does best by adding nothing and dividing by the longest length.
-        longest = rules.max_new_tokens + 1 if stop == "exact" else length
-        reachable = float(self.totals[0]) / longest**rules.length_penalty
-        worst_kept = sorted((found.score for found in self.ended), reverse=True)[n_best - 1]
-        return bool(worst_kept >= reachable)
-
-    def results(self, rules: Rules, *, n_best: int) -> list[Hypothesis]:
-        """Best first; beams that never ended only fill up what is missing."""
-        found = sorted(self.ended, key=_by_score)[:n_best]
-        if len(found) < n_best:
-            live = [_hypothesis(*row, rules) for row in zip(self.tokens, self.logprobs, strict=True)]
-            found += sorted(live, key=_by_score)[: n_best - len(found)]
-        return found
-
-
-StopRule: TypeAlias = Literal["likely", "exact"]
-"""When a beam search is over, see `beam_search`."""
-
-
-def beam_search(
-    step: Step[CacheT],
-    cache: CacheT,
-    *,
-    rules: Rules,
-    beams: int,
-    n_best: int = 1,
-    stop: StopRule = "likely",
-) -> list[list[Hypothesis]]:
-    """Keep the `beams` best beginnings of each image side by side; one beam is greedy search.
-
-    Args:
-        step: gives the next log-probabilities.
-        cache: one row an image, before the first step; used up.
-        rules: what a caption may look like; its `length_penalty` shapes the score.
-        beams: live beginnings per image.
-        n_best: hypotheses wanted per image, at most `beams`.
-        stop: "exact" ends an image when no continuation at all could reach its n best, which for a length
-            penalty above 0 is often not before the longest length. "likely" ends it when `beams`
-            hypotheses are finished and no live beam's score as it stands would come among the n best:
-            about half the steps, and almost always the same caption.
-
-    Returns:
-        Per image, in the order of the rows, one to `n_best` hypotheses: finished ones best first, then
-        unfinished ones where a limit left too few.
-
-    Raises:
-        UsageError: `beams` below 1, or `n_best` not between 1 and `beams`.
-    """
-    if not 1 <= n_best <= beams:
-        raise UsageError(f"expected beams of at least 1 and n_best from 1 to beams, got {beams} and {n_best}")
-    images = [_Beams() for _ in range(cache.rows)]
-    live = list(images)
-    ids: IntArray = np.full(cache.rows, rules.start_id)
-    for position in range(rules.max_new_tokens + 1):
-        if not live or (position and _is_over(rules)):
-            break
-        logprobs = step(ids, cache)
-        last = position == rules.max_new_tokens
-        going: list[_Beams] = []
-        rows: list[IntArray] = []
-        first = 0
-        for image in live:
-            count = len(image.totals)
-            parents = image.advance(logprobs[first : first + count], rules, beams=beams, last=last)
-            if not last and not image.is_settled(rules, beams=beams, n_best=n_best, stop=stop):
-                going.append(image)
-                rows.append(first + parents)
-            first += count
-        live = going
-        if live:
-            cache.select(np.concatenate(rows))
-            ids = np.concatenate([image.tokens[:, -1] for image in live])
-    return [image.results(rules, n_best=n_best) for image in images]
-
-
-def _best(scores: npt.NDArray[np.float64], count: int) -> list[int]:
-    """Places of the best `count` scores that are not -inf, best first, the first place first among equals."""
-    if count < len(scores):
-        bar = np.partition(scores, len(scores) - count)[len(scores) - count]
-        places = np.flatnonzero(scores >= bar)
-    else:
-        places = np.arange(len(scores))
-    places = places[~np.isneginf(scores[places])]
-    order = np.argsort(-scores[places], kind="stable")[:count]
-    found: list[int] = places[order].tolist()
-    return found
-
-
-def _by_score(found: Hypothesis) -> float:
-    return -found.score

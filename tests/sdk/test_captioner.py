@@ -266,7 +266,7 @@ def test_seeds_decide_what_is_sampled(captioner: Captioner, toy_images: Images) 
 
 def test_bags_are_captioned_and_judged(captioner: Captioner, toy_images: Images) -> None:
     names = ["red", "green", "red_blue"]
-    result = captioner.bag([toy_images[name] for name in names])
+    result = captioner.bag([toy_images[name] for name in names], mode="plain")
     assert tokens(result.captions) == tokens(captioner.caption(toy_images[name]) for name in names)
     assert result.similarity.shape == (3, 3)
     texts = captioner.retriever.embed_texts([caption.text for caption in result.captions])
@@ -296,18 +296,19 @@ def test_rerank_takes_the_candidate_of_the_largest_margin(captioner: Captioner, 
         rest = [entry.text for number, entry in enumerate(candidates) if number != place]
         assert [entry.text for entry in chosen.alternatives] == rest
     assert changed
-    plain = captioner.bag(images)
+    plain = captioner.bag(images, mode="plain")
     assert min(result.margins) >= min(plain.margins)
 
 
-def test_bags_that_are_none_and_modes_that_are_not_yet(captioner: Captioner, toy_images: Images) -> None:
+def test_bags_that_are_none_and_options_that_do_not_fit(captioner: Captioner, toy_images: Images) -> None:
     images = [toy_images["red"], toy_images["blue"]]
-    for bad, message in (([], "at least two"), (images[:1], "at least two"), ("photo.jpg", "one str")):
-        with pytest.raises(UsageError, match=message):
-            captioner.bag(bad)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="later version"):
-        captioner.bag(images, mode="contrast")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="plain, rerank"):
+    for bad, message in (([], "at least one"), ("photo.jpg", "one str")):
+        for mode in ("contrast", "rerank", "plain"):
+            with pytest.raises(UsageError, match=message):
+                captioner.bag(bad, mode=mode)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="temperature=1 samples"):
+        captioner.bag(images, options=DecodeOptions(temperature=1.0))
+    with pytest.raises(UsageError, match="contrast, rerank, plain"):
         captioner.bag(images, mode="best")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="raise beams"):
         captioner.bag(images, mode="rerank", options=OPTIONS["greedy"])

@@ -13,7 +13,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tellapart.decode import Hypothesis, Rules, beam_search, greedy, log_softmax, sample, stream
+from tellapart.beams import beam_search
+from tellapart.decode import Hypothesis, Rules, greedy, log_softmax, sample, stream
 from tellapart.errors import UsageError
 
 PAD, UNK, CLS, SEP = range(4)

@@ -167,9 +167,10 @@ def _add_bag(verbs: Verbs, everywhere: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image, or folder of images")
     parser.add_argument(
         "--mode",
-        choices=("plain", "rerank"),
-        default="rerank",
-        help="plain: each image alone; rerank: the retriever picks among several captions (default)",
+        choices=("contrast", "rerank", "plain"),
+        default="contrast",
+        help="contrast: each image's words are steered away from its look-alikes' (default); rerank: the "
+        "retriever picks among several captions; plain: each image alone",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument(

@@ -1,4 +1,7 @@
-"""`tellapart bag`: captions that tell look-alike images apart, with the proof."""
+"""`tellapart bag`: captions that tell look-alike images apart, with the proof.
+
+A bag of one has nothing to prove and is refused here; `Captioner.bag` captions it.
+"""
 
 from __future__ import annotations
 

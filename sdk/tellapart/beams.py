@@ -1,0 +1,184 @@
+"""Beam search over a step function: several beginnings of each image's caption side by side.
+
+Without a guide a beginning's score is its log-probability. A guide puts other scores in the place of the
+log-probabilities, step by step, and the hypotheses still carry the model's own: `contrast` is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from tellapart.decode import CacheT, Hypothesis, Rules, Step, allow, hypothesis, is_over
+from tellapart.errors import UsageError
+from tellapart.types import FloatArray, IntArray
+
+Guide: TypeAlias = Callable[[FloatArray, CacheT], FloatArray]
+"""`guide(log-probabilities (n, V), cache) -> scores (n, V)`, once a step. What may not come is -inf in both;
+a score is at most 0 and at least one of each row is finite."""
+
+
+class _Beams:
+    """The live beams of one image and the hypotheses that have ended.
+
+    Attributes:
+        totals: (m,) float64, summed score per live beam, best first.
+        tokens: (m, t) int64, the pieces of each.
+        logprobs: (m, t) float32, one per piece.
+        ended: finished hypotheses, in the order in which they ended.
+    """
+
+    def __init__(self) -> None:
+        self.totals = np.zeros(1)
+        self.tokens: IntArray = np.zeros((1, 0), np.int64)
+        self.logprobs: FloatArray = np.zeros((1, 0), np.float32)
+        self.ended: list[Hypothesis] = []
+
+    def advance(
+        self, logprobs: FloatArray, steered: FloatArray, rules: Rules, *, beams: int, last: bool
+    ) -> IntArray:
+        """Take the best continuations by (m, V) scores; returns which beam each new one continues, (m',)."""
+        scores = self.totals[:, None] + steered
+        size = scores.shape[1]
+        parents: list[int] = []
+        pieces: list[int] = []
+        done: list[int] = []
+        # Twice the width: even if every beam could end here, as many go on.
+        for place, flat in enumerate(_best(scores.ravel(), 2 * beams)):
+            parent, token = divmod(flat, size)
+            if token != rules.end_id:
+                if not last and len(parents) < beams:
+                    parents.append(parent)
+                    pieces.append(token)
+            # An end mark that is not among the best now would only be a caption broken off.
+            elif place < beams:
+                tokens = np.append(self.tokens[parent], token)
+                path = np.append(self.logprobs[parent], logprobs[parent, token])
+                total = float(scores[parent, token])
+                self.ended.append(hypothesis(tokens, path, rules, total=total))
+                done.append(parent)
+        if last:  # those that go nowhere any more stay as they are, for want of better
+            self._keep([beam for beam in range(len(self.totals)) if beam not in done])
+        else:
+            self.totals = scores[parents, pieces]
+            self.tokens = np.column_stack([self.tokens[parents], np.array(pieces, np.int64)])
+            self.logprobs = np.column_stack([self.logprobs[parents], logprobs[parents, pieces]])
+        return np.array(parents, np.int64)
+
+    def _keep(self, beams: list[int]) -> None:
+        self.totals, self.tokens, self.logprobs = self.totals[beams], self.tokens[beams], self.logprobs[beams]
+
+    def is_settled(self, rules: Rules, *, beams: int, n_best: int, stop: StopRule) -> bool:
+        """Whether no live beam can still come among the n best."""
+        # One beam that has ended is where greedy search ends; its second choice would be a second beam.
+        if not len(self.totals) or (beams == 1 and self.ended):
+            return True
+        if len(self.ended) < (n_best if stop == "exact" else beams):
+            return False
+        length = self.tokens.shape[1] + 1
+        # Sums only fall, so a longer beam does best by adding nothing and dividing by the longest length.
+        longest = rules.max_new_tokens + 1 if stop == "exact" else length
+        reachable = float(self.totals[0]) / longest**rules.length_penalty
+        worst_kept = sorted((found.score for found in self.ended), reverse=True)[n_best - 1]
+        return bool(worst_kept >= reachable)
+
+    def results(self, rules: Rules, *, n_best: int) -> list[Hypothesis]:
+        """Best first; beams that never ended only fill up what is missing."""
+        found = sorted(self.ended, key=_by_score)[:n_best]
+        if len(found) < n_best:
+            live = [
+                hypothesis(tokens, path, rules, total=float(total))
+                for tokens, path, total in zip(self.tokens, self.logprobs, self.totals, strict=True)
+            ]
+            found += sorted(live, key=_by_score)[: n_best - len(found)]
+        return found
+
+
+StopRule: TypeAlias = Literal["likely", "exact"]
+"""When a beam search is over, see `beam_search`."""
+
+
+def beam_search(
+    step: Step[CacheT],
+    cache: CacheT,
+    *,
+    rules: Rules,
+    beams: int,
+    n_best: int = 1,
+    stop: StopRule = "likely",
+    guide: Guide[CacheT] | None = None,
+) -> list[list[Hypothesis]]:
+    """Keep the `beams` best beginnings of each image side by side; one beam is greedy search.
+
+    Args:
+        step: gives the next log-probabilities.
+        cache: one row an image, before the first step; used up.
+        rules: what a caption may look like; its `length_penalty` shapes the score.
+        beams: live beginnings per image.
+        n_best: hypotheses wanted per image, at most `beams`.
+        stop: "exact" ends an image when no continuation at all could reach its n best, which for a length
+            penalty above 0 is often not before the longest length. "likely" ends it when `beams`
+            hypotheses are finished and no live beam's score as it stands would come among the n best:
+            about half the steps, and almost always the same caption.
+        guide: what to search for in the place of log-probability.
+
+    Returns:
+        Per image, in the order of the rows, one to `n_best` hypotheses: finished ones best first, then
+        unfinished ones where a limit left too few.
+
+    Raises:
+        UsageError: `beams` below 1, or `n_best` not between 1 and `beams`.
+    """
+    if not 1 <= n_best <= beams:
+        raise UsageError(f"expected beams of at least 1 and n_best from 1 to beams, got {beams} and {n_best}")
+    images = [_Beams() for _ in range(cache.rows)]
+    live = list(images)
+    ids: IntArray = np.full(cache.rows, rules.start_id)
+    for position in range(rules.max_new_tokens + 1):
+        if not live or (position and is_over(rules)):
+            break
+        logprobs = step(ids, cache)
+        counts = np.cumsum([len(image.totals) for image in live])[:-1]
+        allowed = [
+            allow(rows, image.tokens, rules)
+            for rows, image in zip(np.split(logprobs, counts), live, strict=True)
+        ]
+        if guide is not None:
+            allowed = np.split(guide(np.concatenate(allowed), cache), counts)
+        last = position == rules.max_new_tokens
+        going: list[_Beams] = []
+        kept: list[IntArray] = []
+        first = 0
+        for image, steered in zip(live, allowed, strict=True):
+            count = len(image.totals)
+            own = logprobs[first : first + count]
+            parents = image.advance(own, steered, rules, beams=beams, last=last)
+            if not last and not image.is_settled(rules, beams=beams, n_best=n_best, stop=stop):
+                going.append(image)
+                kept.append(first + parents)
+            first += count
+        live = going
+        if live:
+            cache.select(np.concatenate(kept))
+            ids = np.concatenate([image.tokens[:, -1] for image in live])
+    return [image.results(rules, n_best=n_best) for image in images]
+
+
+def _best(scores: npt.NDArray[np.float64], count: int) -> list[int]:
+    """Places of the best `count` scores that are not -inf, best first, the first place first among equals."""
+    if count < len(scores):
+        bar = np.partition(scores, len(scores) - count)[len(scores) - count]
+        places = np.flatnonzero(scores >= bar)
+    else:
+        places = np.arange(len(scores))
+    places = places[~np.isneginf(scores[places])]
+    order = np.argsort(-scores[places], kind="stable")[:count]
+    found: list[int] = places[order].tolist()
+    return found
+
+
+def _by_score(found: Hypothesis) -> float:
+    return -found.score

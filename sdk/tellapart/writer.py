@@ -1,0 +1,157 @@
+"""From what was seen to captions: the search over the decoder, then words, order and confidence.
+
+`Captioner` is the face of this; here nothing is opened, closed or checked for who may use it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from tellapart.beams import beam_search
+from tellapart.contrast import Contrast, ContrastCache, choose_partners, contrast_step, sharpen
+from tellapart.decode import Hypothesis, greedy, sample
+from tellapart.engine import Engine
+from tellapart.kv_cache import KVCache
+from tellapart.plan import DecodePlan
+from tellapart.rerank import rerank
+from tellapart.retriever import Retriever
+from tellapart.types import Caption, FloatArray, View
+
+
+def write_captions(
+    engine: Engine,
+    retriever: Callable[[], Retriever],
+    views: Sequence[View],
+    plan: DecodePlan,
+    *,
+    check_open: Callable[[], None],
+) -> Iterator[Caption]:
+    """Captions of views, each from its own image; lazily where they are decoded one by one.
+
+    Args:
+        engine: its decoder and tokenizer.
+        retriever: gives the one that chooses among candidates, where the plan says so.
+        views: of the engine's bundle.
+        plan: how to search.
+        check_open: called before each group of views; raises where its owner was closed meanwhile.
+
+    Yields:
+        One caption a view, in order.
+    """
+    if not views:
+        return
+    groups: list[Sequence[View]] = [[view] for view in views]
+    decoder = engine.decoder()  # opened before the time that opening took is asked for
+    if len(views) > 1 and decoder.keeps_rows_apart(_cross_kv(views)):
+        groups = [views]
+    for group in groups:
+        check_open()
+        load_ms = engine.take_load_ms()
+        started_s = time.perf_counter()
+        found = _search(engine, group, plan)
+        decode_ms = (time.perf_counter() - started_s) * 1000.0
+        for view, captions in zip(group, _worded(engine, group, found, load_ms, decode_ms), strict=True):
+            if plan.rerank and len(captions) > 1:
+                captions = rerank(captions, view, retriever(), weight=plan.rerank)
+            first, *others = captions[: plan.n_best]
+            yield replace(first, alternatives=tuple(others))
+
+
+def write_contrast(
+    engine: Engine, image_rows: FloatArray, views: Sequence[View], plan: DecodePlan, contrast: Contrast
+) -> list[list[Caption]]:
+    """Captions of a bag, decoded together, each steered away from what its look-alikes would say.
+
+    Args:
+        engine: its decoder and tokenizer.
+        image_rows: (k, d) float32, unit rows of the images: who is most alike.
+        views: of the k images.
+        plan: how to search; its sampling and `rerank` play no part.
+        contrast: how strongly and against how many.
+
+    Returns:
+        Per image its candidates, best first by the steered score; `mean_logprob` is the model's own.
+    """
+    engine.check_open()
+    decoder = engine.decoder()
+    load_ms = engine.take_load_ms()
+    rules = plan.rules_from_now()
+    started_s = time.perf_counter()
+    partners = choose_partners(image_rows, others=contrast.others)
+    cache = KVCache.empty(_cross_kv(views))
+    if partners.shape[1] == 1:  # nobody to be told from
+        found = beam_search(decoder.step, cache, rules=rules, beams=plan.beams, n_best=plan.n_best)
+    else:
+        found = beam_search(
+            contrast_step(decoder.step),
+            ContrastCache(cache, partners),
+            rules=rules,
+            beams=plan.beams,
+            n_best=plan.n_best,
+            guide=lambda allowed, asked: sharpen(allowed, asked.others, contrast),
+        )
+    decode_ms = (time.perf_counter() - started_s) * 1000.0
+    return _worded(engine, views, found, load_ms, decode_ms)
+
+
+def _search(engine: Engine, views: Sequence[View], plan: DecodePlan) -> list[list[Hypothesis]]:
+    """Per view the hypotheses, best first."""
+    decoder = engine.decoder()
+    cache = KVCache.empty(_cross_kv(views))
+    rules = plan.rules_from_now()
+    if plan.temperature > 0:
+        rows = np.repeat(np.arange(len(views)), plan.n_best)
+        cache.select(rows)
+        drawn = sample(
+            decoder.step,
+            cache,
+            rules=rules,
+            temperature=plan.temperature,
+            top_p=plan.top_p,
+            generators=[plan.generator(number) for _ in views for number in range(plan.n_best)],
+        )
+        groups = [drawn[first : first + plan.n_best] for first in range(0, len(drawn), plan.n_best)]
+        return [sorted(group, key=lambda found: -found.score) for group in groups]
+    if plan.beams == 1:
+        return [[found] for found in greedy(decoder.step, cache, rules=rules)]
+    return beam_search(decoder.step, cache, rules=rules, beams=plan.beams, n_best=plan.candidates)
+
+
+def _worded(
+    engine: Engine,
+    views: Sequence[View],
+    found: Sequence[Sequence[Hypothesis]],
+    load_ms: float,
+    decode_ms: float,
+) -> list[list[Caption]]:
+    """Hypotheses as captions; milliseconds of the group are shared out evenly."""
+    count = len(views)
+    groups = []
+    for view, hypotheses in zip(views, found, strict=True):
+        elapsed_ms = {"load": load_ms / count, "preprocess": 0.0, "vision": 0.0}
+        elapsed_ms.update(view.elapsed_ms, decode=decode_ms / count)
+        groups.append([_to_caption(engine, hypothesis, elapsed_ms) for hypothesis in hypotheses])
+    return groups
+
+
+def _to_caption(engine: Engine, found: Hypothesis, elapsed_ms: dict[str, float]) -> Caption:
+    return Caption(
+        text=sentence_case(engine.tokenizer.decode(found.ids)),
+        token_ids=found.ids,
+        mean_logprob=sum(found.logprobs) / len(found.logprobs),
+        truncated=not found.finished,
+        elapsed_ms=elapsed_ms,
+    )
+
+
+def sentence_case(text: str) -> str:
+    """The first letter large, the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
+def _cross_kv(views: Sequence[View]) -> FloatArray:
+    return np.concatenate([view.cross_kv for view in views], axis=1)
