@@ -46,6 +46,8 @@ SDK_ROOMS = {
     "contrast": {"tellapart.kv_cache", "tellapart.backends"},
     "writer": {"tellapart.captioner", "tellapart.backends"},
     "bag": {"tellapart.backends"},
+    "confidence": {"tellapart.captioner", "tellapart.backends"},
+    "manifest_confidence": {"numpy", "tellapart.backends"},
     "rerank": {"tellapart.captioner", "tellapart.backends"},
     "retriever": {"tellapart.captioner", "tellapart.decode"},
     "similarity": {"tellapart.captioner", "tellapart.retriever", "tellapart.backends"},

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from tellapart.types import Caption as Caption
     from tellapart.types import DecodeOptions as DecodeOptions
     from tellapart.types import RuntimeOptions as RuntimeOptions
+    from tellapart.types import UnsureCaption as UnsureCaption
     from tellapart.types import View as View
 
 _HOMES = {
@@ -87,7 +88,7 @@ _HOMES = {
     "live": ("LiveCaptions", "LiveOptions", "LiveResult"),
     "retriever": ("Retriever",),
     "scene": ("SceneGate",),
-    "types": ("BagResult", "Caption", "DecodeOptions", "RuntimeOptions", "View"),
+    "types": ("BagResult", "Caption", "DecodeOptions", "RuntimeOptions", "UnsureCaption", "View"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -123,6 +124,7 @@ __all__ = [
     "TellapartError",
     "TruncatedImageError",
     "UnreadableImageError",
+    "UnsureCaption",
     "UsageError",
     "View",
     "VocabularyError",

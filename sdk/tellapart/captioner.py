@@ -19,8 +19,11 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Literal, overload
 
+import numpy as np
+
 from tellapart.bag import BagMode, bag_options, judge_bag
 from tellapart.bundle import Bundle
+from tellapart.confidence import with_confidence
 from tellapart.contrast import Contrast
 from tellapart.decode import stream
 from tellapart.engine import Engine
@@ -131,7 +134,7 @@ class Captioner:
             BackendError: the runtime failed.
             ClosedError: after `close`.
         """
-        plan = make_plan(options, self.bundle.manifest.decoding, self._engine.tokenizer)
+        plan = self._plan(options)
         [caption] = self._write([self._look_once(image)], plan)
         return caption
 
@@ -193,7 +196,7 @@ class Captioner:
             raise UsageError(f"batch_size must be at least 1, got {batch_size}")
         if on_error not in ("raise", "yield"):
             raise UsageError(f"on_error must be 'raise' or 'yield', got {on_error!r}")
-        plan = make_plan(options, self.bundle.manifest.decoding, self._engine.tokenizer)
+        plan = self._plan(options)
         return self._caption_batches(iter(images), batch_size, plan, on_error)
 
     def stream(
@@ -225,7 +228,7 @@ class Captioner:
         self,
         images: Iterable[ImageInput | View],
         *,
-        mode: BagMode = "contrast",
+        mode: BagMode = "plain",
         options: DecodeOptions | None = None,
     ) -> BagResult:
         """Caption look-alike images so that the captions tell them apart, and measure whether they do.
@@ -247,14 +250,16 @@ class Captioner:
         """
         retriever = self.retriever
         asked, options = options, bag_options(options, mode)
+        plan = self._plan(options)
+        # Which caption it is about is known when one was chosen.
+        options = replace(options, confidence=False, min_confidence=None)
         if isinstance(images, (str, bytes, os.PathLike, View)):
             raise UsageError(f"a bag is an iterable of images, got one {type(images).__name__}")
         views = [self.look(image) for image in images]
         image_rows = retriever.embed_images(views)
         if len(views) == 1:
-            mode, options = "plain", asked or DecodeOptions()
+            mode, options = "plain", replace(asked or DecodeOptions(), confidence=False, min_confidence=None)
         if mode == "contrast":
-            plan = make_plan(options, self.bundle.manifest.decoding, self._engine.tokenizer)
             groups = write_contrast(self._engine, image_rows, views, plan, Contrast()) if views else []
         else:
             captions = list(self.caption_many(views, options=options))
@@ -263,8 +268,18 @@ class Captioner:
             ]
         result = judge_bag(groups, image_rows, retriever.embed_texts, mode=mode)
         if mode == "plain":
-            return replace(result, captions=tuple(captions))
-        return result
+            result = replace(result, captions=tuple(captions))
+        if plan.calibration is None:
+            return result
+        sure = [
+            with_confidence(
+                caption, view, float(cosine), calibration=plan.calibration, least=plan.min_confidence
+            )
+            for caption, view, cosine in zip(
+                result.captions, views, np.diagonal(result.similarity), strict=True
+            )
+        ]
+        return replace(result, captions=tuple(sure))
 
     def _check_open(self) -> None:
         if self._closed:
@@ -299,6 +314,10 @@ class Captioner:
                 raise failure
             if not seen:
                 return
+
+    def _plan(self, options: DecodeOptions | None) -> DecodePlan:
+        manifest = self.bundle.manifest
+        return make_plan(options, manifest.decoding, self._engine.tokenizer, manifest.confidence)
 
     def _write(self, views: Sequence[View], plan: DecodePlan) -> Iterator[Caption]:
         return write_captions(self._engine, lambda: self.retriever, views, plan, check_open=self._check_open)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 from tellapart.errors import BundleVersionError, ManifestError
+from tellapart.manifest_confidence import Calibration, read_confidence
 from tellapart.manifest_fields import Section, check_paths, load_json, manifest_error
 
 FORMAT_VERSION = 1
@@ -152,6 +153,8 @@ class Manifest:
     decoding: Decoding
     graphs: tuple[GraphSpec, ...]
     files: Mapping[str, FileEntry]
+    confidence: Calibration | None = None
+    """None: captions carry no confidence."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
@@ -187,6 +190,8 @@ class Manifest:
         page["files"] = {
             path: {"bytes": entry.bytes, "sha256": entry.sha256} for path, entry in sorted(self.files.items())
         }
+        if self.confidence is not None:
+            page["confidence"] = self.confidence.to_fields()
         for name in _FREE_SECTIONS:
             page[name] = getattr(self, name)
         page["licence"] = self.licence
@@ -244,6 +249,7 @@ def parse_manifest(text: bytes | str, *, bundle: str = "") -> Manifest:
         decoding=_read_decoding(top.section("decoding", default={})),
         graphs=tuple(_read_graph(item) for item in top.sections("graphs")),
         files=_read_files(top.section("files")),
+        confidence=read_confidence(top.section("confidence")) if "confidence" in top.values else None,
         metrics=top.section("metrics", default={}).values,
         parity=top.section("parity", default={}).values,
         source=top.section("source", default={}).values,
@@ -363,6 +369,8 @@ def _check_references(manifest: Manifest, bundle: str) -> None:
     for pair in pairs:
         if pairs.count(pair) > 1:
             raise manifest_error(bundle, f"has the role {pair[0]!r} twice for the target {pair[1]!r}")
+    if manifest.confidence is not None and set(manifest.kind) != set(KINDS):
+        raise manifest_error(bundle, "has a confidence and is not both captioner and retriever")
     if manifest.decoding.rerank and "retriever" not in manifest.kind:
         raise manifest_error(bundle, "sets decoding.rerank and is no retriever")
     for kind in manifest.kind:

@@ -10,6 +10,7 @@ import numpy as np
 from tellapart.decode import Rules
 from tellapart.errors import UsageError
 from tellapart.manifest import Decoding
+from tellapart.manifest_confidence import Calibration
 from tellapart.tokenizer import Tokenizer
 from tellapart.types import DecodeOptions
 
@@ -28,6 +29,9 @@ class DecodePlan:
     top_p: float
     seed: int | None
     deadline_ms: float | None
+    min_confidence: float | None
+    calibration: Calibration | None
+    """None: no confidence is wanted, or the bundle has none."""
 
     @property
     def candidates(self) -> int:
@@ -49,15 +53,30 @@ class DecodePlan:
         return np.random.default_rng(None if self.seed is None else [self.seed, number])
 
 
-def make_plan(options: DecodeOptions | None, decoding: Decoding, tokenizer: Tokenizer) -> DecodePlan:
+def make_plan(
+    options: DecodeOptions | None,
+    decoding: Decoding,
+    tokenizer: Tokenizer,
+    calibration: Calibration | None = None,
+) -> DecodePlan:
     """Complete options by a bundle's defaults; a default gives way where it would contradict an option.
 
     Args:
         options: the caller's; None is all defaults.
         decoding: the bundle's.
         tokenizer: knows the special ids.
+        calibration: the bundle's, None where it has none.
+
+    Raises:
+        UsageError: a least confidence of a bundle without calibration.
     """
     options = options or DecodeOptions()
+    least = options.min_confidence
+    if least is not None and calibration is None:
+        raise UsageError(
+            f"min_confidence={least} needs a bundle with a calibrated confidence, and this one has none; "
+            "leave it out, or calibrate the bundle: tellapart calibrate"
+        )
     longest = decoding.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens
     fewest = decoding.min_new_tokens if options.min_new_tokens is None else options.min_new_tokens
     if options.max_new_tokens is None:
@@ -86,6 +105,8 @@ def make_plan(options: DecodeOptions | None, decoding: Decoding, tokenizer: Toke
         top_p=options.top_p,
         seed=options.seed,
         deadline_ms=options.deadline_ms,
+        min_confidence=calibration.threshold if calibration and least == "default" else _number(least),
+        calibration=calibration if options.confidence else None,
     )
 
 
@@ -96,9 +117,15 @@ def greedy_plan(options: DecodeOptions | None, decoding: Decoding, tokenizer: To
         UsageError: options that only know their caption at the end.
     """
     options = options or DecodeOptions()
+    if options.min_confidence is not None:
+        raise UsageError("a confidence is known when the caption is whole; use caption with min_confidence")
     if options.beams not in (None, 1) or options.n_best != 1 or options.temperature > 0:
         raise UsageError(
             f"stream is greedy, got beams={options.beams}, n_best={options.n_best}, "
             f"temperature={options.temperature:g}; leave these out, or use caption"
         )
     return replace(make_plan(options, decoding, tokenizer), beams=1)
+
+
+def _number(value: float | str | None) -> float | None:
+    return None if value is None else float(value)

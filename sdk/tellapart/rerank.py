@@ -16,7 +16,9 @@ from tellapart.retriever import Retriever
 from tellapart.types import Caption, View
 
 
-def rerank(captions: Sequence[Caption], view: View, retriever: Retriever, *, weight: float) -> list[Caption]:
+def rerank(
+    captions: Sequence[Caption], view: View, retriever: Retriever, *, weight: float
+) -> list[tuple[Caption, float]]:
     """Candidate captions of one image, best first by likelihood and fit together.
 
     Args:
@@ -26,7 +28,7 @@ def rerank(captions: Sequence[Caption], view: View, retriever: Retriever, *, wei
         weight: of the cosine, against nats per piece; 0 keeps the order by likelihood.
 
     Returns:
-        The same captions, "rerank" added to `elapsed_ms`.
+        The same captions, "rerank" added to `elapsed_ms`, each with its cosine.
 
     Raises:
         BundleError: the bundle is no retriever.
@@ -38,6 +40,9 @@ def rerank(captions: Sequence[Caption], view: View, retriever: Retriever, *, wei
     order = sorted(range(len(captions)), key=lambda place: -sums[place])
     elapsed_ms = (time.perf_counter() - started) * 1000.0
     return [
-        replace(captions[place], elapsed_ms={**captions[place].elapsed_ms, "rerank": elapsed_ms})
+        (
+            replace(captions[place], elapsed_ms={**captions[place].elapsed_ms, "rerank": elapsed_ms}),
+            float(fits[place]),
+        )
         for place in order
     ]

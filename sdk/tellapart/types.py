@@ -103,6 +103,14 @@ class DecodeOptions:
     n_best: int = 1
     """Captions wanted; those after the first are in `Caption.alternatives`."""
 
+    min_confidence: float | Literal["default"] | None = None
+    """A caption whose confidence is below this, in [0, 1], comes back as an `UnsureCaption`; "default" is the
+    bundle's own threshold, which nine of ten photos reach. None makes no such difference."""
+
+    confidence: bool = True
+    """Give captions their confidence, where the bundle carries a calibration; costs one pass of the text
+    graph where the retriever had no say in the caption."""
+
     deadline_ms: float | None = None
     """Milliseconds for decoding; when they are over, the best so far comes back with `truncated`."""
 
@@ -118,6 +126,10 @@ class DecodeOptions:
         _check_number("top_p", self.top_p, low=0.0, high=1.0, open_low=True)
         _check_int("seed", self.seed, least=0, optional=True)
         _check_int("n_best", self.n_best, least=1, optional=False)
+        if self.min_confidence != "default":
+            _check_number("min_confidence", self.min_confidence, low=0.0, high=1.0, optional=True)
+        if not self.confidence and self.min_confidence is not None:
+            raise UsageError("min_confidence needs the confidence; leave confidence=False out")
         _check_number("deadline_ms", self.deadline_ms, low=0.0, open_low=True, optional=True)
         longest, fewest = self.max_new_tokens, self.min_new_tokens
         if longest is not None and fewest is not None and fewest > longest:
@@ -193,8 +205,11 @@ class Caption:
     """Mean natural-log probability per piece, the end mark counted where it came; at most 0."""
 
     confidence: float | None = None
-    """Calibrated chance in [0, 1] that the caption retrieves its own image; None where the bundle
-    carries no calibration."""
+    """Calibrated chance in [0, 1] that the caption finds its own image among 100 photos drawn at random, by
+    the bundle's own retriever (or as many as the bundle's `confidence.among` says). Fitted on photos that no
+    training saw, with images that are no photos counted as misses, for the bundle's own decoding defaults;
+    for other options and in bags an estimate. None for `alternatives`, and where the bundle carries no
+    calibration."""
 
     truncated: bool = False
     """True where the end mark never came: the length limit or the deadline cut the caption."""
@@ -204,6 +219,11 @@ class Caption:
 
     alternatives: tuple[Caption, ...] = ()
     """The next best captions, best first, where `n_best` asked for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnsureCaption(Caption):
+    """A caption whose confidence is below `DecodeOptions.min_confidence`: not to be told as a fact."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,10 +12,12 @@ from dataclasses import replace
 import numpy as np
 
 from tellapart.beams import beam_search
+from tellapart.confidence import with_confidence
 from tellapart.contrast import Contrast, ContrastCache, choose_partners, contrast_step, sharpen
 from tellapart.decode import Hypothesis, greedy, sample
 from tellapart.engine import Engine
 from tellapart.kv_cache import KVCache
+from tellapart.manifest_confidence import Calibration
 from tellapart.plan import DecodePlan
 from tellapart.rerank import rerank
 from tellapart.retriever import Retriever
@@ -55,9 +57,13 @@ def write_captions(
         found = _search(engine, group, plan)
         decode_ms = (time.perf_counter() - started_s) * 1000.0
         for view, captions in zip(group, _worded(engine, group, found, load_ms, decode_ms), strict=True):
+            cosine = None
             if plan.rerank and len(captions) > 1:
-                captions = rerank(captions, view, retriever(), weight=plan.rerank)
+                ranked = rerank(captions, view, retriever(), weight=plan.rerank)
+                captions, cosine = [caption for caption, _ in ranked], ranked[0][1]
             first, *others = captions[: plan.n_best]
+            if plan.calibration is not None:
+                first = _sure(first, view, plan, plan.calibration, retriever, cosine)
             yield replace(first, alternatives=tuple(others))
 
 
@@ -96,6 +102,23 @@ def write_contrast(
         )
     decode_ms = (time.perf_counter() - started_s) * 1000.0
     return _worded(engine, views, found, load_ms, decode_ms)
+
+
+def _sure(
+    caption: Caption,
+    view: View,
+    plan: DecodePlan,
+    calibration: Calibration,
+    retriever: Callable[[], Retriever],
+    cosine: float | None,
+) -> Caption:
+    """The caption with its confidence; the time that it took is in `elapsed_ms`."""
+    started_s = time.perf_counter()
+    if cosine is None:
+        cosine = float(retriever().embed_texts([caption.text])[0] @ view.embedding[0])
+    sure = with_confidence(caption, view, cosine, calibration=calibration, least=plan.min_confidence)
+    elapsed_ms = {**sure.elapsed_ms, "confidence": (time.perf_counter() - started_s) * 1000.0}
+    return replace(sure, elapsed_ms=elapsed_ms)
 
 
 def _search(engine: Engine, views: Sequence[View], plan: DecodePlan) -> list[list[Hypothesis]]:

@@ -307,7 +307,7 @@ def test_bags_that_are_none_and_options_that_do_not_fit(captioner: Captioner, to
             with pytest.raises(UsageError, match=message):
                 captioner.bag(bad, mode=mode)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="temperature=1 samples"):
-        captioner.bag(images, options=DecodeOptions(temperature=1.0))
+        captioner.bag(images, mode="contrast", options=DecodeOptions(temperature=1.0))
     with pytest.raises(UsageError, match="contrast, rerank, plain"):
         captioner.bag(images, mode="best")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="raise beams"):

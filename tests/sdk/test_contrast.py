@@ -200,27 +200,27 @@ def test_a_bag_is_told_apart_whatever_its_order(
     captioner: Captioner, toy_images: dict[str, np.ndarray]
 ) -> None:
     images = [toy_images[name] for name in ("red", "red_blue", "blue", "yellow_green")]
-    result = captioner.bag(images)
-    assert said(result) == said(captioner.bag(images))
-    turned = said(captioner.bag(images[::-1]))[::-1]
+    result = captioner.bag(images, mode="contrast")
+    assert said(result) == said(captioner.bag(images, mode="contrast"))
+    turned = said(captioner.bag(images[::-1], mode="contrast"))[::-1]
     assert [text for text, *_ in turned] == [text for text, *_ in said(result)]
     plain = captioner.bag(images, mode="plain")
     assert result.recall_at_1 >= plain.recall_at_1
     assert [text for text, *_ in said(result)] != [text for text, *_ in said(plain)]
-    greedy = captioner.bag(images, options=DecodeOptions(beams=1))
+    greedy = captioner.bag(images, mode="contrast", options=DecodeOptions(beams=1))
     assert all(not caption.alternatives for caption in greedy.captions)
 
 
 def test_one_image_duplicates_and_twenty(captioner: Captioner, toy_images: dict[str, np.ndarray]) -> None:
     red, blue = toy_images["red"], toy_images["blue"]
-    one = captioner.bag([red])
+    one = captioner.bag([red], mode="contrast")
     alone = captioner.caption(red)
     assert said(one) == [(alone.text, alone.token_ids, alone.mean_logprob)]
     assert (one.ranks, one.margins, one.recall_at_1) == ((1,), (math.inf,), 1.0)
-    twins = captioner.bag([red, red, blue])
+    twins = captioner.bag([red, red, blue], mode="contrast")
     assert twins.captions[0].text == twins.captions[1].text
     assert twins.ranks == (2, 2, 1)
-    many = captioner.bag([image for image in toy_images.values() for _ in range(3)][:20])
+    many = captioner.bag([image for image in toy_images.values() for _ in range(3)][:20], mode="contrast")
     assert many.similarity.shape == (20, 20)
 
 
@@ -228,7 +228,7 @@ def test_the_chosen_candidate_weighs_likelihood_fit_and_listener(
     captioner: Captioner, toy_images: dict[str, np.ndarray]
 ) -> None:
     images = [toy_images[name] for name in ("red", "red_blue", "blue", "yellow_green")]
-    result = captioner.bag(images, options=DecodeOptions(beams=6))
+    result = captioner.bag(images, mode="contrast", options=DecodeOptions(beams=6))
     retriever = captioner.retriever
     image_rows = retriever.embed_images(images).astype(np.float64)
     for own, chosen in enumerate(result.captions):

@@ -89,6 +89,10 @@ def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
         argv += ["--captions", str(folder / "captions.jsonl"), *which, "--out", str(out)]
         return Step(f"evaluate {bundle} {split}", out, argv)
 
+    # Fits on the held-back photos, and writes into the bundle; val is measured on only.
+    fitted = ["calibrate", str(run / "int8"), "--images", str(images), "--captions", str(captions)]
+    fitted += ["--check", "val", "--svg", str(run / "confidence.svg")]
+    fitted += ["--report", str(run / "confidence.json")]
     mined = ["mine-bags", "--images", str(images), "--captions", str(captions), "--split", "train", "extra"]
     mined += ["--tuning-images", "300", "--scorer", str(run / "heads/last"), "--out", str(run / "bags.json")]
     averaged = [str(run / f"polish-{number}/last") for number in range(len(POLISH_BAGS))]
@@ -107,6 +111,7 @@ def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
         Step("average", run / "average", ["average", *averaged, "--out", str(run / "average")]),
         export("fp32", run / "average"),
         quantize("int8", run / "fp32", "--benchmark", str(BENCHMARK), "--benchmark-images", str(images)),
+        Step("calibrate int8", run / "confidence.json", fitted),
         *(evaluate(bundle, split) for bundle in ("fp32", "int8") for split in ("val", "coco_val100")),
     ]
 

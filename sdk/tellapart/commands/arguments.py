@@ -37,6 +37,9 @@ ELSEWHERE = {
     "mine-bags": Elsewhere(
         "tellapart_training.cli", "train", "mine bags of look-alike images to train on", ("mine-bags",)
     ),
+    "calibrate": Elsewhere(
+        "tellapart_training.calibrate", "evaluate", "fit the confidence of a bundle's captions"
+    ),
     "evaluate": Elsewhere(
         "tellapart_training.cli", "evaluate", "score captions and retrieval on a data set", ("evaluate",)
     ),
@@ -71,6 +74,13 @@ def _threads(text: str) -> int | str:
 
 # argparse names the converter in its message: "invalid threads value: 'x'".
 _threads.__name__ = "threads"
+
+
+def _least_confidence(text: str) -> float | str:
+    return text if text == "default" else float(text)
+
+
+_least_confidence.__name__ = "confidence"
 
 
 def _everywhere() -> argparse.ArgumentParser:
@@ -151,6 +161,12 @@ def _add_caption(verbs: Verbs, everywhere: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per pass (default: 8)")
     parser.add_argument("--n-best", type=int, default=1, metavar="N", help="captions per image (default: 1)")
+    parser.add_argument(
+        "--min-confidence",
+        type=_least_confidence,
+        metavar="C|default",
+        help="mark captions of a lower confidence, in [0, 1], as unsure; default: the bundle's threshold",
+    )
     _add_images(parser)
     _add_decoding(parser)
 
@@ -168,9 +184,9 @@ def _add_bag(verbs: Verbs, everywhere: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode",
         choices=("contrast", "rerank", "plain"),
-        default="contrast",
-        help="contrast: each image's words are steered away from its look-alikes' (default); rerank: the "
-        "retriever picks among several captions; plain: each image alone",
+        default="rerank",
+        help="contrast: each image's words are steered away from its look-alikes'; rerank: the retriever "
+        "picks among several captions (default); plain: each image alone",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument(

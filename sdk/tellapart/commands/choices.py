@@ -42,6 +42,7 @@ def decode_options(args: argparse.Namespace) -> DecodeOptions:
         top_p=args.top_p,
         seed=args.seed,
         deadline_ms=args.deadline_ms,
+        min_confidence=getattr(args, "min_confidence", None),
         n_best=getattr(args, "n_best", None) or 1,
     )
 

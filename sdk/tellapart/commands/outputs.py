@@ -19,21 +19,32 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tellapart.errors import DataError, ImageError, UsageError
-from tellapart.types import Caption
+from tellapart.types import Caption, UnsureCaption
 
-__all__ = ["CaptionSink", "JsonLinesFile", "JsonOut", "Lines", "Sidecars", "caption_record", "failure_record"]
+__all__ = [
+    "CaptionSink",
+    "JsonLinesFile",
+    "JsonOut",
+    "Lines",
+    "Sidecars",
+    "caption_record",
+    "failure_record",
+    "spoken",
+]
 
 
 def caption_record(image: str, caption: Caption) -> dict[str, Any]:
-    """One caption as the contract's JSON; "alternatives" only where more than one was asked for."""
+    """One caption as the contract's JSON; "alternatives" only where asked for, "unsure" only where it is."""
     record: dict[str, Any] = {
         "image": image,
         "caption": caption.text,
         "mean_logprob": round(caption.mean_logprob, 6),
-        "confidence": caption.confidence,
+        "confidence": None if caption.confidence is None else round(caption.confidence, 6),
         "truncated": caption.truncated,
         "elapsed_ms": {stage: round(value, 3) for stage, value in caption.elapsed_ms.items()},
     }
+    if isinstance(caption, UnsureCaption):
+        record["unsure"] = True
     if caption.alternatives:
         record["alternatives"] = [
             {
@@ -44,6 +55,11 @@ def caption_record(image: str, caption: Caption) -> dict[str, Any]:
             for other in caption.alternatives
         ]
     return record
+
+
+def spoken(caption: Caption) -> str:
+    """The text for people; what the model is unsure of says so."""
+    return f"(unsure) {caption.text}" if isinstance(caption, UnsureCaption) else caption.text
 
 
 def failure_record(image: str, error: ImageError) -> dict[str, Any]:
@@ -97,7 +113,7 @@ class Lines:
 
     def caption(self, image: Path, caption: Caption) -> None:
         """Print the caption."""
-        print(f"{image}: {caption.text}", flush=True)
+        print(f"{image}: {spoken(caption)}", flush=True)
         for place, other in enumerate(caption.alternatives, start=2):
             print(f"    {place}. {other.text}", flush=True)
 
@@ -229,7 +245,7 @@ class Sidecars:
 
     def caption(self, image: Path, caption: Caption) -> None:
         """Write the sidecar, whole or not at all."""
-        text = caption.text
+        text = spoken(caption)
         if self._kind == "json":
             text = dump({**caption_record(str(image), caption), "model": self._model})
         write_atomically(self._beside(image), text + "\n")
