@@ -40,6 +40,7 @@ SDK_ROOMS = {
     "image": {"tellapart.preprocess", "tellapart.backends"},
     "preprocess": {"tellapart.image.load_image", "tellapart.backends"},
     "tokenizer": {"numpy", "tellapart.backends"},
+    "byte_pairs": {"numpy", "tellapart.backends"},
     "kv_cache": {"tellapart.backends", "tellapart.tokenizer"},
     "decode": {"tellapart.kv_cache", "tellapart.backends"},
     "beams": {"tellapart.kv_cache", "tellapart.backends"},

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tellapart._version import __version__
-from tellapart.backends import open_session
+from tellapart.backends import Session, open_session
 from tellapart.bundle import open_bundle, staged_bundle, write_bundle
-from tellapart.errors import CheckpointError, UsageError
-from tellapart.manifest import Decoding, Manifest, Preprocessing
+from tellapart.errors import UsageError
+from tellapart.manifest import Decoding, Manifest
 from tellapart.photos import Photos, read_captions, spread
+from tellapart.plan import make_plan
+from tellapart.tokenizer import Tokenizer
 from tellapart.types import DecodeOptions, PixelArray, RuntimeOptions
-from tellapart_export.graphs import SourceGraph, split_graphs
-from tellapart_export.parity import check_graph, check_tokens, random_feeds
+from tellapart_export.families import open_checkpoint
+from tellapart_export.hugging_face import fetch_checkpoint
+from tellapart_export.parity import GraphParity, check_graph, check_rows, check_tokens, feeds_for
+from tellapart_export.pictures import drawn_pictures
+from tellapart_export.subject import Subject
 from tellapart_export.to_onnx import export_graph
-from tellapart_export.vocabulary import write_vocabulary
-from tellapart_model.checkpoint import Checkpoint, load_checkpoint
-from tellapart_model.compact import CompactPair
-from tellapart_model.vision import PIXEL_MEAN, PIXEL_STD
 
 TARGETS = ("onnx",)
 """Targets that this version can write."""
@@ -37,7 +38,8 @@ class ExportOptions:
     """What to export to and what to prove it on."""
 
     targets: tuple[str, ...] = ("onnx",)
-    name: str = "tellapart-compact"
+    name: str = ""
+    """Name in the manifest; "" takes that of the checkpoint, or of our own pair."""
 
     images: Path | None = None
     """Folder or tar of photos for token parity; None draws pictures instead, and the report says so."""
@@ -51,14 +53,17 @@ class ExportOptions:
     limit: int = 200
     """Most photos."""
 
-    beams: int = 3
-    """Beams of the bundle unless its user asks otherwise."""
+    beams: int | None = None
+    """Beams of the bundle unless its user asks otherwise; None is as the checkpoint says, 3 for our own."""
 
-    length_penalty: float = 1.0
+    length_penalty: float | None = None
     """Likewise: exponent of the length by which a hypothesis's log-probability is divided."""
 
-    rerank: float = 0.0
+    rerank: float | None = None
     """Likewise: weight of the retriever in choosing among the beams."""
+
+    max_new_tokens: int | None = None
+    """Likewise: most pieces of a caption."""
 
     card: Path | None = None
     """Model card to put in; a short one is written without it."""
@@ -74,7 +79,10 @@ class ExportOptions:
                     f"target {target!r} comes in a later version; this one exports {', '.join(TARGETS)}"
                 )
         DecodeOptions(
-            beams=self.beams, length_penalty=self.length_penalty, rerank=self.rerank
+            beams=self.beams,
+            length_penalty=self.length_penalty,
+            rerank=self.rerank,
+            max_new_tokens=self.max_new_tokens,
         )  # refuses what nobody could decode with
         if not self.targets or self.limit < 1:
             raise UsageError("at least one target and a limit of at least 1 are needed")
@@ -84,11 +92,11 @@ class ExportOptions:
             )
 
 
-def export_bundle(checkpoint: Path, out: Path, options: ExportOptions | None = None) -> Manifest:
+def export_bundle(checkpoint: str | Path, out: Path, options: ExportOptions | None = None) -> Manifest:
     """Export, prove equal, pack; a failure at any point leaves nothing at `out`.
 
     Args:
-        checkpoint: folder of a compact pair, as `tellapart train` writes it.
+        checkpoint: a folder, ours or as Hugging Face's libraries write it, or "owner/name" on the hub.
         out: the bundle to make, a folder or a ".zip".
         options: targets and photos for the proof.
 
@@ -96,116 +104,110 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions | None = N
         The manifest, its `parity` holding what was measured.
 
     Raises:
-        CheckpointError: no checkpoint there, damaged, or of another architecture.
+        CheckpointError: no checkpoint there, damaged, or of an unknown architecture.
         ParityError: a graph is not the network.
+        UsageError: options that do not go with the checkpoint.
         BundleError: `out` cannot be written.
     """
     options = options or ExportOptions()
-    refuse_strangers(checkpoint)
-    loaded = load_checkpoint(checkpoint)
     with staged_bundle(out, overwrite=options.overwrite) as scratch:
-        sources = split_graphs(loaded.model)
-        for source in sources:
+        subject = open_checkpoint(fetch_checkpoint(checkpoint))
+        manifest = _describe(subject, options, checkpoint=str(checkpoint))
+        for source in subject.graphs:
             export_graph(source, scratch / source.spec.file)
-        manifest = _describe(loaded, sources, options=options)
-        vocabulary, _ = write_vocabulary(
-            loaded.vocabulary, max_text_tokens=manifest.vocabulary.max_text_tokens
-        )
-        card = options.card.read_bytes() if options.card else _card(loaded, manifest).encode("utf-8")
-        files: dict[str, bytes | Path] = {manifest.vocabulary.file: vocabulary, "MODEL_CARD.md": card}
+        card = options.card.read_bytes() if options.card else _card(subject, manifest).encode("utf-8")
+        files: dict[str, bytes | Path] = {**subject.files, "MODEL_CARD.md": card}
         manifest = write_bundle(scratch, manifest, files)
-        parity = _prove(loaded.model, sources, scratch, options)
+        parity = _prove(subject, scratch, options)
         return write_bundle(scratch, dataclasses.replace(manifest, parity=parity))
 
 
-def refuse_strangers(checkpoint: Path) -> None:
-    """Say in one sentence what a folder is, where it is not a compact pair.
-
-    Raises:
-        CheckpointError: the configuration there names another architecture.
-    """
-    try:
-        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return  # no folder of ours; `load_checkpoint` says what is missing
-    if not isinstance(config, dict):
-        return
-    kind = config.get("family") or config.get("architecture") or config.get("model_type")
-    if kind is not None and kind != "compact":
-        raise CheckpointError(
-            f"{checkpoint} holds the architecture {kind!r}; this version exports 'compact', the pair that "
-            "`tellapart train` makes"
-        )
-
-
-def _describe(loaded: Checkpoint, sources: tuple[SourceGraph, ...], *, options: ExportOptions) -> Manifest:
-    config = loaded.config
-    _, vocabulary = write_vocabulary(loaded.vocabulary, max_text_tokens=min(40, config.max_length))
-    recipe = loaded.extra.get("recipe", "")
+def _describe(subject: Subject, options: ExportOptions, *, checkpoint: str) -> Manifest:
+    # A hub name ends in the model's, a folder in what its owner calls it; ours are all called "checkpoint".
+    ours = subject.family == "compact"
     return Manifest(
-        name=options.name,
-        kind=("captioner", "retriever"),
+        name=options.name or ("tellapart-compact" if ours else Path(checkpoint).resolve().name),
+        kind=subject.kind,
         precision="float32",
         scheme="",
-        preprocessing=Preprocessing(
-            image_px=config.image_px, mean=(PIXEL_MEAN,) * 3, std=(PIXEL_STD,) * 3, in_graph=True
-        ),
-        vocabulary=vocabulary,
-        # The decoder has positions for `max_length` tokens, of which the start mark takes one.
-        decoding=Decoding(
-            max_new_tokens=min(24, config.max_length - 1),
-            beams=options.beams,
-            length_penalty=options.length_penalty,
-            rerank=options.rerank,
-        ),
-        graphs=tuple(source.spec for source in sources),
+        preprocessing=subject.preprocessing,
+        vocabulary=subject.vocabulary,
+        decoding=_decoding(subject, options),
+        graphs=tuple(source.spec for source in subject.graphs),
         files={},
         source={
-            "checkpoint_sha256": loaded.sha256,
-            "recipe": str(recipe),
-            "architecture": dataclasses.asdict(config),
+            "checkpoint_sha256": subject.checkpoint_sha256,
+            "family": subject.family,
+            **subject.source,
             "exporter": f"tellapart {__version__}",
         },
-        licence="Apache-2.0",
+        licence=subject.licence,
     )
 
 
-def _prove(
-    pair: CompactPair, sources: tuple[SourceGraph, ...], scratch: Path, options: ExportOptions
-) -> dict[str, Any]:
+def _decoding(subject: Subject, options: ExportOptions) -> Decoding:
+    """The checkpoint's defaults, and the user's over them."""
+    chosen: dict[str, Any] = {
+        name: value
+        for name in ("beams", "length_penalty", "rerank", "max_new_tokens")
+        if (value := getattr(options, name)) is not None
+    }
+    if chosen and "captioner" not in subject.kind:
+        raise UsageError(
+            f"{', '.join(chosen)} shape captions, and {subject.family} makes none; leave them out"
+        )
+    if chosen.get("rerank") and "retriever" not in subject.kind:
+        raise UsageError(
+            f"rerank needs a retriever in the bundle, and {subject.family} has none; leave it out"
+        )
+    if chosen.get("max_new_tokens", 0) > subject.positions > 0:
+        raise UsageError(
+            f"max_new_tokens {chosen['max_new_tokens']} is more than the {subject.positions} that the "
+            f"decoder has "
+            "room for"
+        )
+    decoding = dataclasses.replace(subject.decoding, **chosen)
+    return dataclasses.replace(decoding, min_new_tokens=min(decoding.min_new_tokens, decoding.max_new_tokens))
+
+
+def _prove(subject: Subject, scratch: Path, options: ExportOptions) -> dict[str, Any]:
     """The manifest's `parity` section, or a ParityError."""
-    report: dict[str, Any] = {"against": "torch float32", "graphs": {}}
-    with open_bundle(scratch) as bundle:
-        sessions = {
-            source.spec.role: open_session(bundle, source.spec.role, RuntimeOptions()) for source in sources
-        }
-        try:
-            drawn = next(_drawn(bundle.manifest.preprocessing.image_px, DRAWN_PHOTOS))
-            for source in sources:
-                role = source.spec.role
-                for entry in check_graph(source, sessions[role], random_feeds(pair, role, drawn)):
-                    report["graphs"][entry.output] = {
-                        "max_abs": entry.max_abs,
-                        "mean_abs": entry.mean_abs,
-                        "cosine": entry.cosine,
-                    }
-            longest = bundle.manifest.decoding.max_new_tokens
-            vision, decoder = sessions["vision"], sessions["decoder"]
-            if options.images is None:
-                count = check_tokens(pair, vision, decoder, [drawn], max_new_tokens=longest)
-                report["photos"] = "drawn at random, as none were given"
-            else:
-                with Photos(options.images) as photos:
-                    names = _choose(photos, options)
-                    batches = photos.batches(names, bundle.manifest.preprocessing, batch_size=8)
-                    pixels = (batch.astype(np.uint8, copy=False) for batch in batches)
-                    count = check_tokens(pair, vision, decoder, pixels, max_new_tokens=longest)
-                report["photos"] = options.images.name + (f", split {options.split}" if options.split else "")
-            report["greedy_tokens_equal"] = count
-        finally:
-            for session in sessions.values():
-                session.close()
+    report: dict[str, Any] = {"against": "torch float32", "graphs": {}, **subject.remarks}
+    with open_bundle(scratch) as bundle, ExitStack() as stack:
+        sessions: dict[str, Session] = {}
+        for source in subject.graphs:
+            role = source.spec.role
+            sessions[role] = open_session(bundle, role, RuntimeOptions())
+            stack.callback(sessions[role].close)
+        page = bundle.manifest.preprocessing
+        drawn = drawn_pictures(page.image_px, DRAWN_PHOTOS)
+        for source in subject.graphs:
+            for entry in check_graph(source, sessions[source.spec.role], feeds_for(subject, source, drawn)):
+                report["graphs"][entry.output] = _entry(entry)
+        batches: Iterator[PixelArray] = iter([drawn])
+        report["photos"] = "drawn at random, as none were given"
+        if options.images is not None:
+            photos = stack.enter_context(Photos(options.images))
+            found = photos.batches(_choose(photos, options), page, batch_size=8)
+            batches = (batch.astype(np.uint8, copy=False) for batch in found)
+            report["photos"] = options.images.name + (f", split {options.split}" if options.split else "")
+        if "captioner" in subject.kind:
+            plain = DecodeOptions(beams=1, min_new_tokens=0, no_repeat_ngram=0)
+            plan = make_plan(plain, bundle.manifest.decoding, Tokenizer.from_bundle(bundle))
+            tokens = check_tokens(subject, sessions["vision"], sessions["decoder"], batches, rules=plan.rules)
+            report["greedy_tokens_equal"] = tokens.equal
+            report["greedy_draws"] = tokens.draws
+            report["greedy_tokens_compared"] = tokens.tokens
+            report["max_logit_error"] = tokens.max_logit_error
+            batches = iter([drawn])  # photos are read once; rows are compared on the drawn ones then
+        if "retriever" in subject.kind:
+            rows = check_rows(subject, sessions["vision"], sessions["text"], batches)
+            report["embeddings"] = {name: _entry(entry) for name, entry in rows.items()}
     return report
+
+
+def _entry(found: GraphParity) -> dict[str, float]:
+    return {"max_abs": found.max_abs, "mean_abs": found.mean_abs, "cosine": found.cosine}
 
 
 def _choose(photos: Photos, options: ExportOptions) -> list[str]:
@@ -220,23 +222,12 @@ def _choose(photos: Photos, options: ExportOptions) -> list[str]:
     return spread(names, options.limit)
 
 
-def _drawn(side: int, count: int) -> Iterator[PixelArray]:
-    """Soft blobs rather than noise: noise drives a vision network into a corner that photos never reach."""
-    draw = np.random.default_rng(0)
-    coarse = draw.integers(0, 256, (count, 5, 5, 3))
-    places = np.linspace(0, 3.999, side)
-    low, share = places.astype(int), places % 1
-    rows = coarse[:, low] * (1 - share)[None, :, None, None] + coarse[:, low + 1] * share[None, :, None, None]
-    columns = rows[:, :, low] * (1 - share)[:, None] + rows[:, :, low + 1] * share[:, None]
-    yield np.ascontiguousarray(columns.clip(0, 255).astype(np.uint8))
-
-
-def _card(loaded: Checkpoint, manifest: Manifest) -> str:
-    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+def _card(subject: Subject, manifest: Manifest) -> str:
+    what = {"captioner": "Captions", "retriever": "Image-text embeddings"}
     return (
         f"# {manifest.name}\n\n"
-        f"Captions and image-text embeddings from one {loaded.config.trunk} pass at "
-        f"{loaded.config.image_px} px; "
-        f"{parameters:,} parameters, {loaded.config.vocabulary_size} word pieces.\n"
-        f"Exported from the checkpoint {loaded.sha256}.\n"
+        f"{' and '.join(what[kind] for kind in subject.kind)} of one vision pass at "
+        f"{manifest.preprocessing.image_px} px; family {subject.family}, {subject.parameters:,} parameters.\n"
+        f"Exported from the checkpoint {subject.checkpoint_sha256}"
+        f"{', licence ' + subject.licence if subject.licence else ''}.\n"
     )

@@ -15,11 +15,13 @@ def build_parser() -> argparse.ArgumentParser:
         prog="tellapart export", description="Make a device bundle of a checkpoint and prove it equal."
     )
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="folder that `tellapart train` wrote"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="folder that `tellapart train` wrote, or of a Hugging Face model, or its name on the hub",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder or .zip to make")
     parser.add_argument("--target", nargs="+", default=["onnx"], help="formats to write (this version: onnx)")
-    parser.add_argument("--name", default="tellapart-compact", help="name in the manifest")
+    parser.add_argument("--name", default="", help="name in the manifest (default: that of the checkpoint)")
     parser.add_argument(
         "--images",
         type=Path,
@@ -30,18 +32,23 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, default=200, metavar="N", help="most photos (default 200)")
     parser.add_argument("--captions", type=Path, metavar="FILE", help="JSON lines that say who is in --split")
     parser.add_argument("--split", metavar="NAME", help="only photos of this split, for example val")
-    parser.add_argument("--beams", type=int, default=3, help="beams of the bundle unless asked otherwise")
+    parser.add_argument(
+        "--beams",
+        type=int,
+        help="beams of the bundle unless asked otherwise (default: as the checkpoint says)",
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="likewise; most word pieces of a caption"
+    )
     parser.add_argument(
         "--length-penalty",
         type=float,
-        default=1.0,
         metavar="X",
         help="likewise; below 1 favours short captions",
     )
     parser.add_argument(
         "--rerank",
         type=float,
-        default=0.0,
         metavar="X",
         help="likewise; weight of the retriever among the beams",
     )
@@ -63,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         split=args.split,
         limit=args.limit,
         beams=args.beams,
+        max_new_tokens=args.max_new_tokens,
         length_penalty=args.length_penalty,
         rerank=args.rerank,
         card=args.card,

@@ -1,7 +1,13 @@
-"""The compact pair cut into the graphs of a bundle: what each one computes, its names and free axes, as data.
+"""The graphs of a bundle as data: names, shapes and free axes, the same for every family.
 
-Letters in shapes: L decoder layers, H heads, N image tokens, D width of a head, P past tokens, T text tokens,
-E width of the embedding, V vocabulary.
+A family brings modules that keep to these pages; the exporter, the parity check and the device then need
+to know nothing about it. Letters in shapes: L decoder layers, H heads, N image tokens, D width of a head,
+P past tokens, T text tokens, E width of the embedding, V vocabulary.
+
+One page fits decoders with cross-attention and decoders that read the image as a prefix: `cross_kv` holds
+what each layer attends to besides the tokens of the caption, computed once an image. A cross-attention has a
+softmax of its own over it, a prefix shares one softmax with the past; which of the two is the decoder
+graph's affair.
 """
 
 from __future__ import annotations
@@ -11,12 +17,10 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from tellapart.manifest import GraphSpec, TensorSpec
-from tellapart_model.compact import CompactPair
-from tellapart_model.config import END_ID, START_ID
+from tellapart.manifest import GraphSpec, Preprocessing, TensorSpec
 
-FEATURES = "features"
-"""Name of the trunk's output (batch, N, C) inside the vision graph: a place to cut, not an output."""
+BARRED = -1e4
+"""Logit of a token that cannot come; finite, so that its log-probability is a number too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,80 +40,105 @@ class SourceGraph:
     """Names of further results that keep their name inside the graph without being its outputs."""
 
 
-class VisionGraph(nn.Module):
-    """Pixels -> what the decoder attends to, and the image's unit row."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderSizes:
+    """L, H, N, D and V of a decoder."""
 
-    def __init__(self, pair: CompactPair) -> None:
-        """Take the trunk and both heads of `pair`."""
+    layers: int
+    heads: int
+    image_tokens: int
+    head_width: int
+    vocabulary: int
+
+    @property
+    def cross(self) -> TensorSpec:
+        """The page of `cross_kv`."""
+        shape = (2 * self.layers, "batch", self.heads, self.image_tokens, self.head_width)
+        return TensorSpec("cross_kv", "float32", shape)
+
+
+class ScaledPixels(nn.Module):
+    """Pixels as the device hands them over -> pixels as a network wants them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        """Take mean and standard deviation, both on the scale 0 to 255."""
         super().__init__()
-        self.pair = pair
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1))
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels (b, s, s, 3) uint8 -> cross_kv (2L, b, H, N, D), embedding (b, E), features (b, N, C)."""
-        features = self.pair.features(pixels)
-        return self.pair.cross_kv(features), self.pair.embed_features(features), features
-
-
-class DecoderGraph(nn.Module):
-    """One token with a cache."""
-
-    def __init__(self, pair: CompactPair) -> None:
-        """Take the decoder of `pair`."""
-        super().__init__()
-        self.decoder = pair.decoder
-
-    def forward(self, ids: Tensor, past_kv: Tensor, cross_kv: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids (b, 1), past_kv (2L, b, H, P, D), cross_kv -> logits (b, V), present_kv with P + 1 tokens."""
-        logits, present_kv = self.decoder.step(ids, past_kv, cross_kv)
-        return logits, present_kv
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(b, s, s, 3) uint8 -> (b, 3, s, s) float32."""
+        return (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
 
-class TextGraph(nn.Module):
-    """Token ids -> the text's unit row."""
+def vision_graph(
+    module: nn.Module,
+    image_px: int,
+    *,
+    sizes: DecoderSizes | None = None,
+    embedding: int | None = None,
+    inner: tuple[str, ...] = (),
+) -> SourceGraph:
+    """The vision graph.
 
-    def __init__(self, pair: CompactPair) -> None:
-        """Take the text tower of `pair`."""
-        super().__init__()
-        self.pair = pair
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Ids (b, T), padded with 0 -> embedding (b, E)."""
-        return self.pair.embed_text(ids)
-
-
-def split_graphs(pair: CompactPair) -> tuple[SourceGraph, ...]:
-    """The vision, decoder and text graphs of a compact pair, for the target "onnx"."""
-    c = pair.config
-    kv = 2 * c.layers
-    pixels = TensorSpec("pixels", "uint8", ("batch", c.image_px, c.image_px, 3))
-    cross = TensorSpec("cross_kv", "float32", (kv, "batch", c.heads, c.image_tokens, c.head_width))
-    past = TensorSpec("past_kv", "float32", (kv, "batch", c.heads, "past", c.head_width))
-    present = TensorSpec("present_kv", "float32", (kv, "batch", c.heads, "past_and_one", c.head_width))
-    logits = TensorSpec("logits", "float32", ("batch", c.vocabulary_size))
-    embedding = TensorSpec("embedding", "float32", ("batch", c.embedding))
-    token, tokens = TensorSpec("ids", "int64", ("batch", 1)), TensorSpec("ids", "int64", ("batch", "tokens"))
-
+    Args:
+        module: pixels (b, s, s, 3) uint8 -> cross_kv (2L, b, H, N, D) if `sizes`, embedding (b, E) if
+            `embedding`, then what `inner` names.
+        image_px: s.
+        sizes: of the decoder, for a captioner.
+        embedding: E, for a retriever.
+        inner: see `SourceGraph`.
+    """
+    outputs: tuple[TensorSpec, ...] = () if sizes is None else (sizes.cross,)
+    if embedding is not None:
+        outputs += (TensorSpec("embedding", "float32", ("batch", embedding)),)
+    pixels = TensorSpec("pixels", "uint8", ("batch", image_px, image_px, 3))
     draw = torch.Generator().manual_seed(0)
-    text = torch.full((2, 7), START_ID)
-    text[:, -1] = END_ID
-    return (
-        SourceGraph(
-            _spec("vision", (pixels,), (cross, embedding)),
-            VisionGraph(pair),
-            (torch.randint(0, 256, (2, c.image_px, c.image_px, 3), dtype=torch.uint8, generator=draw),),
-            inner=(FEATURES,),
-        ),
-        SourceGraph(
-            _spec("decoder", (token, past, cross), (logits, present)),
-            DecoderGraph(pair),
-            (
-                torch.full((2, 1), START_ID),
-                torch.randn(kv, 2, c.heads, 5, c.head_width, generator=draw),
-                torch.randn(kv, 2, c.heads, c.image_tokens, c.head_width, generator=draw),
-            ),
-        ),
-        SourceGraph(_spec("text", (tokens,), (embedding,)), TextGraph(pair), (text,)),
+    example = torch.randint(0, 256, (2, image_px, image_px, 3), dtype=torch.uint8, generator=draw)
+    return SourceGraph(_spec("vision", (pixels,), outputs), module, (example,), inner=inner)
+
+
+def decoder_graph(module: nn.Module, sizes: DecoderSizes, *, token: int) -> SourceGraph:
+    """The decoder graph: one token with a cache.
+
+    Args:
+        module: ids (b, 1), past_kv (2L, b, H, P, D), cross_kv -> logits (b, V), present_kv with P + 1 tokens.
+        sizes: L, H, N, D and V.
+        token: any id, to trace with.
+    """
+    rows, heads, width = 2 * sizes.layers, sizes.heads, sizes.head_width
+    inputs = (
+        TensorSpec("ids", "int64", ("batch", 1)),
+        TensorSpec("past_kv", "float32", (rows, "batch", heads, "past", width)),
+        sizes.cross,
     )
+    outputs = (
+        TensorSpec("logits", "float32", ("batch", sizes.vocabulary)),
+        TensorSpec("present_kv", "float32", (rows, "batch", heads, "past_and_one", width)),
+    )
+    draw = torch.Generator().manual_seed(0)
+    example = (
+        torch.full((2, 1), token),
+        torch.randn(rows, 2, heads, 5, width, generator=draw),
+        torch.randn(rows, 2, heads, sizes.image_tokens, width, generator=draw),
+    )
+    return SourceGraph(_spec("decoder", inputs, outputs), module, example)
+
+
+def text_graph(module: nn.Module, embedding: int, *, example: Tensor) -> SourceGraph:
+    """The text graph.
+
+    Args:
+        module: ids (b, T) -> embedding (b, E) of unit length.
+        embedding: E.
+        example: ids (b, T) of whole texts, marks included, to trace with.
+    """
+    ids = TensorSpec("ids", "int64", ("batch", "tokens"))
+    row = TensorSpec("embedding", "float32", ("batch", embedding))
+    return SourceGraph(_spec("text", (ids,), (row,)), module, (example,))
 
 
 def _spec(role: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> GraphSpec:

@@ -1,12 +1,16 @@
-"""Is the graph the network? Largest gaps per graph, and the same greedy tokens photo for photo.
+"""Is the bundle the network? Largest gaps per graph, the same greedy tokens photo for photo, the same rows.
 
-The graphs run as on a device: opened from the bundle by `tellapart.backends`, decoded by `tellapart.decode`.
+The graphs run as on a device: opened from the bundle by `tellapart.backends`, called by
+`tellapart.graphs`, decoded by `tellapart.decode` under the rules of the bundle. The network is the
+original one, whole sequences without a
+cache: if at every place of the device's caption its likeliest token is the one that the device took, its own
+greedy caption is the same, and its logits there are those to compare with.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,19 +18,24 @@ import numpy.typing as npt
 import torch
 
 from tellapart.backends import Session
-from tellapart.decode import Rules, greedy, log_softmax
+from tellapart.decode import Rules, greedy
 from tellapart.errors import ParityError
+from tellapart.graphs import DecoderGraph, TextGraph, VisionGraph
 from tellapart.kv_cache import KVCache
-from tellapart.types import FloatArray, IntArray, PixelArray
-from tellapart_export.graphs import SourceGraph
-from tellapart_model import generate
-from tellapart_model.compact import CompactPair
-from tellapart_model.config import END_ID, PAD_ID, START_ID, UNKNOWN_ID
+from tellapart.types import PixelArray
+from tellapart_export.graphs import BARRED, SourceGraph
+from tellapart_export.subject import Subject
 
 RELATIVE_GAP = 1e-3
 """Largest gap allowed, as a share of the largest value (or of 1): float32 in another order of sums."""
 
 LEAST_COSINE = 0.99999
+
+TIE = 1e-4
+"""Two tokens whose logits in the network are no further apart than this share of the largest (or of 1) are
+a draw that rounding decides; such a photo is counted as a draw, neither as equal nor as a failure."""
+
+_NETWORK_BATCH = 8  # photos that the network looks at side by side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +48,27 @@ class GraphParity:
     cosine: float
 
 
+@dataclasses.dataclass
+class TokenParity:
+    """Greedy captions of device and network."""
+
+    equal: int = 0
+    """Photos whose captions are the same, token for token."""
+
+    draws: int = 0
+    """Photos where the network itself could not tell two tokens apart, see `TIE`."""
+
+    tokens: int = 0
+    """Tokens compared, end marks counted."""
+
+    max_logit_error: float = 0.0
+    """Largest gap of a logit over all of them, each with the whole vocabulary."""
+
+
 def check_graph(
     source: SourceGraph, session: Session, feeds: Iterable[Mapping[str, Any]]
 ) -> list[GraphParity]:
-    """Compare one graph with the network on some inputs.
+    """Compare one graph with the module that it was exported from.
 
     Args:
         source: the network's side.
@@ -64,7 +90,7 @@ def check_graph(
         given = session.run(feed)
         for tensor, row in zip(source.spec.outputs, rows, strict=False):
             worst.setdefault(tensor.name, []).append(
-                _gap(f"{source.spec.role}.{tensor.name}", row.numpy(), given[tensor.name])
+                find_gap(f"{source.spec.role}.{tensor.name}", row.numpy(), given[tensor.name])
             )
     return [
         GraphParity(
@@ -77,13 +103,21 @@ def check_graph(
     ]
 
 
-def _gap(output: str, wanted: npt.NDArray[Any], given: npt.NDArray[Any]) -> GraphParity:
+def find_gap(output: str, wanted: npt.NDArray[Any], given: npt.NDArray[Any]) -> GraphParity:
+    """How far two arrays are apart; tokens that cannot come are left out of the measure.
+
+    Raises:
+        ParityError: too far, or another shape, dtype, or set of tokens that cannot come.
+    """
     if wanted.shape != given.shape or wanted.dtype != given.dtype:
         raise ParityError(
             f"{output}: the network gives {wanted.shape} {wanted.dtype}, the graph {given.shape} "
             f"{given.dtype}"
         )
-    a, b = wanted.astype(np.float64).ravel(), given.astype(np.float64).ravel()
+    barred = wanted == BARRED
+    if not np.array_equal(barred, given == BARRED):
+        raise ParityError(f"{output}: network and graph rule out other tokens")
+    a, b = wanted[~barred].astype(np.float64), given[~barred].astype(np.float64)
     gap = np.abs(a - b)
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     cosine = float(a @ b) / norms if norms else float(a.any() == b.any())
@@ -98,79 +132,161 @@ def _gap(output: str, wanted: npt.NDArray[Any], given: npt.NDArray[Any]) -> Grap
     return found
 
 
-def random_feeds(pair: CompactPair, role: str, pixels: PixelArray) -> list[dict[str, npt.NDArray[Any]]]:
-    """Inputs that reach the corners of a graph: batches of 1 and 3, no past and the longest, padded texts.
+def feeds_for(subject: Subject, source: SourceGraph, pixels: PixelArray) -> list[dict[str, Any]]:
+    """Inputs that reach the corners of a graph: batches of 1 to 3, no past and the longest, padded texts.
 
     Args:
-        pair: the network.
-        role: which graph.
+        subject: what is exported.
+        source: one of its graphs.
         pixels: (n, s, s, 3) uint8, n at least 3, for the vision graph.
     """
-    c, draw = pair.config, np.random.default_rng(0)
-    if role == "vision":
+    if source.spec.role == "vision":
         return [{"pixels": pixels[:1]}, {"pixels": pixels[:3]}]
-    if role == "text":
-        feeds = []
-        for lengths in ((2,), (c.max_length, 2, 5)):
-            ids = np.zeros((len(lengths), max(lengths)), np.int64)
-            for row, length in enumerate(lengths):
-                ids[row, :length] = draw.integers(END_ID + 1, c.vocabulary_size, length)
-                ids[row, 0], ids[row, length - 1] = START_ID, END_ID
-            feeds.append({"ids": ids})
-        return feeds
-    kv, heads, width = 2 * c.layers, c.heads, c.head_width
+    if source.spec.role == "text":
+        longest = max(map(len, subject.texts))
+        ids = np.full((len(subject.texts), longest), subject.pad_id, np.int64)
+        for row, text in enumerate(subject.texts):
+            ids[row, : len(text)] = text
+        return [{"ids": np.array([min(subject.texts, key=len)], np.int64)}, {"ids": ids}]
+    draw = np.random.default_rng(0)
+    rows, _, heads, image_tokens, width = map(_size, source.spec.inputs[2].shape)
+    vocabulary = _size(source.spec.outputs[0].shape[1])
     return [
         {
-            "ids": draw.integers(0, c.vocabulary_size, (batch, 1)),
-            "past_kv": draw.standard_normal((kv, batch, heads, past, width)).astype(np.float32),
-            "cross_kv": draw.standard_normal((kv, batch, heads, c.image_tokens, width)).astype(np.float32),
+            "ids": draw.integers(0, vocabulary, (batch, 1)),
+            "past_kv": draw.standard_normal((rows, batch, heads, past, width)).astype(np.float32),
+            "cross_kv": draw.standard_normal((rows, batch, heads, image_tokens, width)).astype(np.float32),
         }
-        for batch, past in ((1, 0), (3, 0), (1, 1), (2, c.max_length - 1))
+        for batch, past in ((1, 0), (3, 0), (1, 1), (2, subject.positions))
     ]
 
 
+class _Recorder:
+    """A session that keeps the logits of each run."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.backend, self.providers, self.threads = session.backend, session.providers, session.threads
+        self.logits: list[npt.NDArray[Any]] = []
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        answer = self._session.run(feeds)
+        self.logits.append(answer["logits"][0])
+        return answer
+
+    def close(self) -> None:
+        self._session.close()
+
+
 def check_tokens(
-    pair: CompactPair, vision: Session, decoder: Session, pixels: Iterable[PixelArray], *, max_new_tokens: int
-) -> int:
-    """Greedy captions of network and graphs, token for token.
+    subject: Subject, vision: Session, decoder: Session, pixels: Iterable[PixelArray], *, rules: Rules
+) -> TokenParity:
+    """Greedy captions of device and network, token for token, and the logits behind them.
 
     Args:
-        pair: the network.
+        subject: the network's side.
         vision: session of the vision graph.
         decoder: session of the decoder graph.
         pixels: batches (b, s, s, 3) uint8.
-        max_new_tokens: longest caption, end mark not counted.
-
-    Returns:
-        How many photos were compared.
+        rules: of the bundle, as the device decodes by them.
 
     Raises:
-        ParityError: a caption differs.
+        ParityError: a caption or a logit differs.
     """
+    found = TokenParity()
+    recorder = _Recorder(decoder)
+    eye, voice = VisionGraph(vision), DecoderGraph(recorder)
+    for photos in _in_batches(pixels, _NETWORK_BATCH):
+        said: list[list[int]] = []
+        logits: list[npt.NDArray[Any]] = []
+        for photo in photos:
+            recorder.logits = []
+            [hypothesis] = greedy(voice.step, KVCache.empty(eye.look(photo)[0]), rules=rules)
+            said.append([*hypothesis.ids, *([rules.end_id] if hypothesis.finished else [])])
+            logits.append(np.stack(recorder.logits))
+        for row, wanted in enumerate(_network_logits(subject, photos, said, rules)):
+            _compare(found, said[row], wanted, logits[row], rules, photo=found.equal + found.draws + 1)
+    return found
 
-    def step(ids: IntArray, cache: KVCache) -> FloatArray:
-        given = decoder.run({"ids": ids[:, None], "past_kv": cache.past, "cross_kv": cache.cross})
-        cache.append(given["present_kv"])
-        return log_softmax(given["logits"])
 
-    rules = Rules(
-        start_id=START_ID,
-        end_id=END_ID,
-        banned_ids=(PAD_ID, UNKNOWN_ID, START_ID),
-        max_new_tokens=max_new_tokens,
-    )
-    count = 0
-    for batch in pixels:
+def _network_logits(
+    subject: Subject, photos: PixelArray, said: Sequence[Sequence[int]], rules: Rules
+) -> Iterator[npt.NDArray[Any]]:
+    """Per photo (t, V), the network's logits along what the device said."""
+    longest = max(map(len, said))
+    ids = torch.full((len(said), longest), rules.start_id)
+    for row, tokens in enumerate(said):  # the last token is what comes out, not what goes in
+        ids[row, 1 : len(tokens)] = torch.tensor(tokens[:-1], dtype=torch.int64)
+    if subject.logits is None:
+        raise ParityError(f"the family {subject.family} gives no network to compare captions with")
+    with torch.no_grad():
+        found = subject.logits(torch.from_numpy(photos), ids).numpy()
+    for row, tokens in enumerate(said):
+        yield found[row, : len(tokens)]
+
+
+def _compare(
+    found: TokenParity,
+    said: Sequence[int],
+    wanted: npt.NDArray[Any],
+    given: npt.NDArray[Any],
+    rules: Rules,
+    *,
+    photo: int,
+) -> None:
+    """Add one photo to the tally."""
+    barred = sorted({*rules.banned_ids})
+    for place, token in enumerate(said):
+        gap = find_gap(
+            f"photo {photo}, token {place + 1}, logits", wanted[place][None], given[place][None]
+        ).max_abs
+        found.max_logit_error = max(found.max_logit_error, gap)
+        found.tokens += 1
+        row = wanted[place].astype(np.float64)
+        row[barred] = -np.inf
+        best = int(row.argmax())
+        if best == token:
+            continue
+        if row[best] - row[token] <= TIE * max(1.0, float(np.abs(wanted[place]).max())):
+            found.draws += 1
+            return
+        raise ParityError(
+            f"photo {photo}: after {list(said[:place])} the network says {best}, the graphs say {token}; "
+            "greedy tokens have to be equal"
+        )
+    found.equal += 1
+
+
+def check_rows(
+    subject: Subject, vision: Session, text: Session, pixels: Iterable[PixelArray]
+) -> dict[str, GraphParity]:
+    """Embeddings of device and network, photo for photo and text for text.
+
+    Raises:
+        ParityError: a row differs.
+    """
+    if subject.embed_images is None or subject.embed_texts is None:
+        raise ParityError(f"the family {subject.family} gives no network to compare embeddings with")
+    eye, reader = VisionGraph(vision), TextGraph(text)
+    images: list[GraphParity] = []
+    for photos in _in_batches(pixels, _NETWORK_BATCH):
         with torch.no_grad():
-            cross_kv = pair.cross_kv(pair.features(torch.from_numpy(batch)))
-            wanted = generate.greedy(pair, cross_kv, max_new_tokens=max_new_tokens + 1).tolist()
-        found = greedy(step, KVCache.empty(vision.run({"pixels": batch})["cross_kv"]), rules=rules)
-        for row, hypothesis in zip(wanted, found, strict=True):
-            text = tuple(row[: row.index(END_ID)] if END_ID in row else row[:max_new_tokens])
-            if text != hypothesis.ids or (END_ID in row) != hypothesis.finished:
-                raise ParityError(
-                    f"photo {count + 1}: the network says {text}, the graphs say {hypothesis.ids}; "
-                    "greedy tokens have to be equal"
-                )
-            count += 1
-    return count
+            wanted = subject.embed_images(torch.from_numpy(photos)).numpy()
+        given = np.concatenate([eye.look(photo)[1] for photo in photos])
+        images.append(find_gap("images", wanted, given))
+    texts: list[GraphParity] = []
+    for ids in subject.texts:
+        with torch.no_grad():
+            row = subject.embed_texts(torch.tensor([ids])).numpy()
+        texts.append(find_gap("texts", row, reader.embed(ids)[None]))
+    return {entries[0].output: max(entries, key=lambda entry: entry.max_abs) for entries in (images, texts)}
+
+
+def _in_batches(batches: Iterable[PixelArray], size: int) -> Iterator[PixelArray]:
+    for batch in batches:
+        for first in range(0, len(batch), size):
+            yield batch[first : first + size]
+
+
+def _size(axis: int | str) -> int:
+    return axis if isinstance(axis, int) else 0

@@ -18,6 +18,8 @@ from tellapart.errors import BackendError
 from tellapart.kv_cache import KVCache
 from tellapart.types import FloatArray, IntArray, PixelArray
 
+_NO_CROSS_KV: FloatArray = np.zeros((0, 1, 1, 0, 1), np.float32)
+
 
 class VisionGraph:
     """An image to what the decoder attends to, and to its embedding."""
@@ -37,18 +39,21 @@ class VisionGraph:
             pixels: one image from `preprocess.to_input`.
 
         Returns:
-            cross_kv (2L, 1, H, N, D) float32 and embedding (1, E) float32 of unit length.
+            cross_kv (2L, 1, H, N, D) float32 and embedding (1, E) float32 of unit length; the one that the
+            graph does not have (a captioner alone, a retriever alone) comes with N or E of 0.
 
         Raises:
             BackendError: the graph failed, or answered with another shape.
         """
         answer = self.session.run({"pixels": pixels[None]})
-        cross_kv, embedding = answer["cross_kv"], answer["embedding"]
+        cross_kv = answer.get("cross_kv", _NO_CROSS_KV)
         if cross_kv.ndim != 5 or cross_kv.shape[1] != 1:
             raise BackendError(
                 f"the vision graph gave cross_kv {cross_kv.shape}, expected (2L, 1, H, N, D); export it again"
             )
-        return cross_kv, unit_rows(embedding, 1, "vision")
+        if "embedding" not in answer:
+            return cross_kv, np.zeros((1, 0), np.float32)
+        return cross_kv, unit_rows(answer["embedding"], 1, "vision")
 
 
 class DecoderGraph:

@@ -30,9 +30,12 @@ MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 KINDS = {"captioner": ("vision", "decoder"), "retriever": ("vision", "text")}
 """What a bundle can be, and the graph roles that each needs."""
 
+_SEEN = {"captioner": "cross_kv", "retriever": "embedding"}  # what each needs of the vision graph
+
 ROLES = ("vision", "decoder", "text")
 TARGETS = ("onnx", "openvino", "coreml")
 RESIZES = ("squash", "crop")
+VOCABULARIES = ("wordpiece", "byte_bpe", "clip_bpe")
 FILTERS = ("bilinear", "bicubic", "lanczos")
 DTYPES = ("bool", "uint8", "int8", "int32", "int64", "float16", "float32")
 
@@ -50,6 +53,9 @@ class Preprocessing:
 
     resize: str = "squash"
     """"squash" bends the whole image into the square; "crop" fits the short side, then cuts the centre."""
+
+    resize_px: int = 0
+    """With "crop": what the short side is fitted to before the centre is cut; 0 is `image_px`."""
 
     filter: str = "bicubic"
     """Pillow's resampling filter: bilinear, bicubic or lanczos."""
@@ -76,6 +82,12 @@ class Preprocessing:
         for name, value, known in (("resize", self.resize, RESIZES), ("filter", self.filter, FILTERS)):
             if value not in known:
                 raise ManifestError(f"preprocessing.{name} must be one of {', '.join(known)}, got {value!r}")
+        if self.resize_px and (self.resize != "crop" or not self.image_px <= self.resize_px <= _MAX_IMAGE_PX):
+            raise ManifestError(
+                f"preprocessing.resize_px goes with resize 'crop' and is 0 or from image_px {self.image_px} "
+                f"to "
+                f"{_MAX_IMAGE_PX}, got {self.resize_px} with {self.resize!r}"
+            )
         if len(self.mean) != 3 or len(self.std) != 3:
             raise ManifestError("preprocessing.mean and .std must have three numbers each, one per channel")
         if min(self.std) <= 0:
@@ -90,6 +102,11 @@ class Vocabulary:
     """One piece a line, its id is its line number from 0."""
 
     kind: str = "wordpiece"
+    """"wordpiece" (BERT), "byte_bpe" (GPT-2) or "clip_bpe" (CLIP)."""
+
+    merges: str = ""
+    """File of the pairs that are joined, best first; only for the two kinds of byte pairs."""
+
     lowercase: bool = True
     pad: str = "[PAD]"
     unknown: str = "[UNK]"
@@ -282,6 +299,7 @@ def _read_preprocessing(section: Section) -> Preprocessing:
     mean, std = section.numbers("mean", length=3), section.numbers("std", length=3)
     return Preprocessing(
         image_px=section.integer("image_px", least=1, most=_MAX_IMAGE_PX),
+        resize_px=section.integer("resize_px", least=0, most=_MAX_IMAGE_PX, default=0),
         resize=section.choice("resize", RESIZES),
         filter=section.choice("filter", FILTERS),
         mean=cast("tuple[float, float, float]", mean),
@@ -293,8 +311,9 @@ def _read_preprocessing(section: Section) -> Preprocessing:
 def _read_vocabulary(section: Section) -> Vocabulary:
     section.only(item.name for item in fields(Vocabulary))
     vocabulary = Vocabulary(
-        kind=section.choice("kind", ("wordpiece",)),
+        kind=section.choice("kind", VOCABULARIES),
         file=section.text("file"),
+        merges=section.text("merges", default=""),
         lowercase=section.boolean("lowercase"),
         pad=section.text("pad"),
         unknown=section.text("unknown"),
@@ -303,8 +322,10 @@ def _read_vocabulary(section: Section) -> Vocabulary:
         max_text_tokens=section.integer("max_text_tokens", least=3, most=4096),
     )
     special = (vocabulary.pad, vocabulary.unknown, vocabulary.start, vocabulary.end)
-    if len(set(special)) != len(special):
+    if vocabulary.kind == "wordpiece" and len(set(special)) != len(special):
         raise section.error("pad", f"and the other special pieces must all differ, got {list(special)}")
+    if (vocabulary.kind == "wordpiece") == bool(vocabulary.merges):
+        raise section.error("merges", f"is a file for byte pairs alone, and the kind is {vocabulary.kind}")
     return vocabulary
 
 
@@ -362,7 +383,10 @@ def _read_files(section: Section) -> dict[str, FileEntry]:
 
 def _check_references(manifest: Manifest, bundle: str) -> None:
     wanted = [(f"the {graph.role} graph for {graph.target}", graph.file) for graph in manifest.graphs]
-    for what, path in [("the vocabulary", manifest.vocabulary.file), *wanted]:
+    words = [("the vocabulary", manifest.vocabulary.file)]
+    if manifest.vocabulary.merges:
+        words.append(("the merges", manifest.vocabulary.merges))
+    for what, path in [*words, *wanted]:
         if path not in manifest.files:
             raise manifest_error(bundle, f"names {path!r} for {what}, and its files do not list it")
     pairs = [(graph.role, graph.target) for graph in manifest.graphs]
@@ -379,3 +403,8 @@ def _check_references(manifest: Manifest, bundle: str) -> None:
             raise manifest_error(
                 bundle, f"calls itself a {kind} and has no graph of role {' or '.join(missing)}"
             )
+        for graph in manifest.graphs:
+            if graph.role == "vision" and _SEEN[kind] not in [tensor.name for tensor in graph.outputs]:
+                raise manifest_error(
+                    bundle, f"calls itself a {kind}, and its vision graph has no output {_SEEN[kind]!r}"
+                )

@@ -87,10 +87,12 @@ def make_plan(
     penalty = decoding.length_penalty if options.length_penalty is None else options.length_penalty
     rerank = decoding.rerank if options.rerank is None else options.rerank
     ngram = decoding.no_repeat_ngram if options.no_repeat_ngram is None else options.no_repeat_ngram
+    # GPT-2 has one mark for start, end and padding, and the end has to stay allowed.
+    banned = {tokenizer.pad_id, tokenizer.unknown_id, tokenizer.start_id} - {tokenizer.end_id}
     rules = Rules(
         start_id=tokenizer.start_id,
         end_id=tokenizer.end_id,
-        banned_ids=(tokenizer.pad_id, tokenizer.unknown_id, tokenizer.start_id),
+        banned_ids=tuple(sorted(banned)),
         max_new_tokens=longest,
         min_new_tokens=fewest,
         no_repeat_ngram=ngram,

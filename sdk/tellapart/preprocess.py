@@ -41,7 +41,9 @@ def to_input(rgb: PixelArray, preprocessing: Preprocessing) -> PixelArray | Floa
     """
     check_pixels(rgb)
     side = preprocessing.image_px
-    square = _crop(rgb, side, preprocessing.filter) if preprocessing.resize == "crop" else rgb
+    square = rgb
+    if preprocessing.resize == "crop":
+        square = _crop(rgb, side, fit=preprocessing.resize_px or side, kind=preprocessing.filter)
     square = _resize(square, side, side, preprocessing.filter)
     if preprocessing.in_graph:
         return np.array(square, np.uint8, order="C")  # a copy, even where nothing had to be done
@@ -50,14 +52,14 @@ def to_input(rgb: PixelArray, preprocessing: Preprocessing) -> PixelArray | Floa
     return np.ascontiguousarray(((square.astype(np.float32) - mean) / std).transpose(2, 0, 1))
 
 
-def _crop(rgb: PixelArray, side: int, kind: str) -> PixelArray:
-    """Short side to `side`, then the middle; sizes and offsets round down, as CLIP's processor does."""
+def _crop(rgb: PixelArray, side: int, *, fit: int, kind: str) -> PixelArray:
+    """Short side to `fit`, then the middle; sizes and offsets round down, as CLIP's processor does."""
     height, width = rgb.shape[:2]
     short = min(height, width)
     if max(height, width) > _LONGEST_SIDES * short:
         rgb = _middle(rgb, min(height, _LONGEST_SIDES * short), min(width, _LONGEST_SIDES * short))
         height, width = rgb.shape[:2]
-    rgb = _resize(rgb, side * height // short, side * width // short, kind)
+    rgb = _resize(rgb, fit * height // short, fit * width // short, kind)
     return _middle(rgb, side, side)
 
 

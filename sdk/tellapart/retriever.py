@@ -170,11 +170,9 @@ class Retriever:
         tokenizer = self._engine.tokenizer
         start, *pieces, end = tokenizer.encode(text)
         room = self.bundle.manifest.vocabulary.max_text_tokens - 2
+        windows = [pieces]
         if len(pieces) > room:
-            joins = [piece.startswith("##") for piece in tokenizer.pieces(text)]
-            windows = list(share_out(pieces, joins, room))
-        else:
-            windows = [pieces]
+            windows = list(share_out(pieces, tokenizer.joins(text), room))
         graph = self._engine.text()
         mean = np.mean([graph.embed([start, *window, end]) for window in windows], axis=0)
         length = float(np.linalg.norm(mean))

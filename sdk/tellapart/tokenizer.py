@@ -139,17 +139,19 @@ class Tokenizer:
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> Tokenizer:
-        """The tokenizer of an opened bundle.
+        """The tokenizer of an opened bundle: this one, or that of `tellapart.byte_pairs`.
 
         Raises:
             VocabularyError: the file is not UTF-8 text, or as for `from_lines`.
         """
         vocabulary = bundle.manifest.vocabulary
-        try:
-            # Not splitlines: a piece may hold a sign that it takes for a line's end, such as U+2028.
-            lines = bundle.read_bytes(vocabulary.file).decode("utf-8").split("\n")
-        except UnicodeDecodeError as error:
-            raise VocabularyError(f"{bundle.name}: {vocabulary.file} is not UTF-8 text: {error}") from error
+        pieces = _read_text(bundle, vocabulary.file)
+        if vocabulary.kind != "wordpiece":
+            from tellapart.byte_pairs import BytePairTokenizer  # it builds on this module
+
+            return BytePairTokenizer.from_files(vocabulary, pieces, _read_text(bundle, vocabulary.merges))
+        # Not splitlines: a piece may hold a sign that it takes for a line's end, such as U+2028.
+        lines = pieces.split("\n")
         return cls(lines[:-1] if lines[-1] == "" else lines, vocabulary)
 
     @property
@@ -160,6 +162,10 @@ class Tokenizer:
     def pieces(self, text: str) -> list[str]:
         """The pieces of a text, without start and end marks."""
         return [self._pieces[index] for index in self._text_ids(text)]
+
+    def joins(self, text: str) -> list[bool]:
+        """For each piece of a text whether it continues the word of the piece before."""
+        return [piece.startswith("##") for piece in self.pieces(text)]
 
     def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         """Ids of a text between start and end mark.
@@ -204,7 +210,7 @@ class Tokenizer:
             raise UsageError(f"a text must be a string, got {type(text).__name__}")
         cache = self._cache
         ids: list[int] = []
-        for word in basic_tokens(text, lowercase=self.vocabulary.lowercase):
+        for word in self._words(text):
             known = cache.get(word)
             if known is None:
                 known = self._word_ids(word)
@@ -213,6 +219,9 @@ class Tokenizer:
                 cache[word] = known
             ids += known
         return ids
+
+    def _words(self, text: str) -> Iterable[str]:
+        return basic_tokens(text, lowercase=self.vocabulary.lowercase)
 
     def _word_ids(self, word: str) -> tuple[int, ...]:
         """Longest piece first, from the left; one unknown for the word if any part has no piece."""
@@ -231,6 +240,13 @@ class Tokenizer:
             else:
                 return (self.unknown_id,)
         return tuple(ids)
+
+
+def _read_text(bundle: Bundle, file: str) -> str:
+    try:
+        return bundle.read_bytes(file).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise VocabularyError(f"{bundle.name}: {file} is not UTF-8 text: {error}") from error
 
 
 def tidy_spaces(text: str) -> str:

@@ -251,10 +251,11 @@ class View:
     """One image after one vision pass, made by `Captioner.look`; goes wherever an image goes."""
 
     cross_kv: FloatArray
-    """(2L, 1, H, N, D) float32; in axis 0, 2l holds keys and 2l+1 values of layer l."""
+    """(2L, 1, H, N, D) float32; in axis 0, 2l holds keys and 2l+1 values of layer l. N is 0 where the bundle
+    is a retriever alone."""
 
     embedding: FloatArray
-    """(1, E) float32, unit length."""
+    """(1, E) float32, unit length; E is 0 where the bundle is a captioner alone."""
 
     elapsed_ms: Mapping[str, float] = field(default_factory=dict)
     """Milliseconds per stage of the vision pass."""

@@ -17,10 +17,13 @@ from tellapart.backends import open_session  # noqa: E402
 from tellapart.bundle import open_bundle  # noqa: E402
 from tellapart.cli import main  # noqa: E402
 from tellapart.errors import CheckpointError, ParityError, UsageError  # noqa: E402
-from tellapart.types import RuntimeOptions  # noqa: E402
+from tellapart.plan import make_plan  # noqa: E402
+from tellapart.tokenizer import Tokenizer  # noqa: E402
+from tellapart.types import DecodeOptions, RuntimeOptions  # noqa: E402
 from tellapart_export.build import ExportOptions, export_bundle  # noqa: E402
-from tellapart_export.graphs import FEATURES, SourceGraph, split_graphs  # noqa: E402
-from tellapart_export.parity import check_graph, check_tokens, random_feeds  # noqa: E402
+from tellapart_export.families.compact import FEATURES, open_checkpoint  # noqa: E402
+from tellapart_export.graphs import SourceGraph  # noqa: E402
+from tellapart_export.parity import check_graph, check_rows, check_tokens, feeds_for  # noqa: E402
 from tellapart_export.vocabulary import write_vocabulary  # noqa: E402
 from tellapart_model.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 
@@ -76,30 +79,54 @@ def test_the_trunk_ends_in_a_tensor_with_a_stable_name(toy_bundle: Path, toy_che
 
 
 def test_a_step_at_every_past_length_is_the_network(toy_bundle: Path, toy_checkpoint: Path) -> None:
-    pair = load_checkpoint(toy_checkpoint).model
-    source = next(graph for graph in split_graphs(pair) if graph.spec.role == "decoder")
+    subject = open_checkpoint(toy_checkpoint)
+    source = next(graph for graph in subject.graphs if graph.spec.role == "decoder")
     with open_bundle(toy_bundle) as bundle:
         session = open_session(bundle, "decoder", RuntimeOptions(threads=1))
-        feeds = random_feeds(pair, "decoder", pixels())
+        feeds = feeds_for(subject, source, pixels())
         assert {feed["past_kv"].shape[3] for feed in feeds} == {0, 1, 15}
         assert len(check_graph(source, session, feeds)) == 2
         session.close()
 
 
-def test_other_weights_are_not_equal(toy_bundle: Path, toy_checkpoint: Path) -> None:
-    pair = load_checkpoint(toy_checkpoint).model
-    with torch.no_grad():
-        pair.decoder.logit_bias += torch.linspace(-3, 3, 64)
-    source = next(graph for graph in split_graphs(pair) if graph.spec.role == "decoder")
+def test_other_weights_are_not_equal(
+    toy_bundle: Path, toy_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = open_checkpoint(toy_checkpoint)
+    source = next(graph for graph in subject.graphs if graph.spec.role == "decoder")
     with open_bundle(toy_bundle) as bundle:
+        plan = make_plan(DecodeOptions(beams=1), bundle.manifest.decoding, Tokenizer.from_bundle(bundle))
         runtime = RuntimeOptions(threads=1)
-        vision, decoder = (open_session(bundle, role, runtime) for role in ("vision", "decoder"))
+        vision, decoder, text = (
+            open_session(bundle, role, runtime) for role in ("vision", "decoder", "text")
+        )
+        found = check_tokens(subject, vision, decoder, [pixels()], rules=plan.rules)
+        assert (found.equal, found.draws) == (4, 0)
+        assert found.tokens > 8
+        assert 0 < found.max_logit_error < 1e-4
+        with torch.no_grad():
+            source.module.decoder.logit_bias += torch.linspace(-3, 3, 64)
         with pytest.raises(ParityError, match=r"decoder\.logits: differs"):
-            check_graph(source, decoder, random_feeds(pair, "decoder", pixels()))
-        with pytest.raises(ParityError, match="photo 1"):
-            check_tokens(pair, vision, decoder, [pixels()], max_new_tokens=15)
+            check_graph(source, decoder, feeds_for(subject, source, pixels()))
+        with pytest.raises(ParityError, match="photo 1, token 1, logits: differs"):
+            check_tokens(subject, vision, decoder, [pixels()], rules=plan.rules)
+        # Gaps that hide among large numbers still show in what is said.
+        monkeypatch.setattr("tellapart_export.parity.RELATIVE_GAP", 10.0)
+        monkeypatch.setattr("tellapart_export.parity.LEAST_COSINE", -1.0)
+        with pytest.raises(ParityError, match="photo 1: after"):
+            check_tokens(subject, vision, decoder, [pixels()], rules=plan.rules)
+        monkeypatch.setattr("tellapart_export.parity.TIE", 10.0)
+        assert check_tokens(subject, vision, decoder, [pixels()], rules=plan.rules).draws > 0
+        monkeypatch.undo()
+        assert set(check_rows(subject, vision, text, [pixels()])) == {"images", "texts"}
+        with torch.no_grad():
+            source.module.decoder.logit_bias.zero_()
+            subject.graphs[0].module.pair.pool.mean.weight.mul_(-3)
+        with pytest.raises(ParityError, match="images: differs"):
+            check_rows(subject, vision, text, [pixels()])
         vision.close()
         decoder.close()
+        text.close()
 
 
 def test_captions_of_the_toy_differ(toy_checkpoint: Path) -> None:
@@ -134,11 +161,14 @@ def test_a_failed_proof_leaves_nothing(
 
 
 def test_strangers_are_told_what_is_supported(tmp_path: Path, toy_checkpoint: Path) -> None:
-    for content, kind in (({"architecture": "clipcap"}, "clipcap"), ({"model_type": "blip"}, "blip")):
+    for content, kind, near in (
+        ({"architecture": "compcat"}, "compcat", "nearest known one is 'compact'"),
+        ({"model_type": "llava"}, "llava", "known ones are .*compact"),
+    ):
         folder = tmp_path / kind
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(content))
-        with pytest.raises(CheckpointError, match=f"'{kind}'.*'compact'"):
+        with pytest.raises(CheckpointError, match=f"'{kind}'.*{near}.*docs/add_a_family.md"):
             export_bundle(folder, tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"checkpoint\.json"):
         export_bundle(tmp_path / "nowhere", tmp_path / "out")
@@ -153,7 +183,7 @@ def test_strangers_are_told_what_is_supported(tmp_path: Path, toy_checkpoint: Pa
 
 
 def test_the_command_says_so_with_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "git"}')
+    (tmp_path / "config.json").write_text('{"model_type": "fuyu"}')
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     assert "CheckpointError" in capsys.readouterr().err
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "out"), "--target", "coreml"]) == 2
@@ -179,8 +209,11 @@ def test_a_vocabulary_in_another_order_is_refused() -> None:
 
 
 def test_decoding_defaults_travel_into_the_bundle(toy_checkpoint: Path, tmp_path: Path) -> None:
-    manifest = export_bundle(toy_checkpoint, tmp_path / "out", ExportOptions(beams=2, length_penalty=0.6))
-    assert (manifest.decoding.beams, manifest.decoding.length_penalty) == (2, 0.6)
+    chosen = ExportOptions(beams=2, length_penalty=0.6, max_new_tokens=9)
+    decoding = export_bundle(toy_checkpoint, tmp_path / "out", chosen).decoding
+    assert (decoding.beams, decoding.length_penalty, decoding.max_new_tokens) == (2, 0.6, 9)
+    with pytest.raises(UsageError, match="room for"):
+        export_bundle(toy_checkpoint, tmp_path / "longer", ExportOptions(max_new_tokens=99))
 
 
 def test_decoding_defaults_that_nobody_could_use_are_refused() -> None:

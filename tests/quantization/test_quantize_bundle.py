@@ -103,7 +103,7 @@ def test_new_heads_find_the_same_features(
 ) -> None:
     import torch
 
-    from tellapart_export.graphs import split_graphs
+    from tellapart_export.families.compact import split_graphs
     from tellapart_export.to_onnx import export_graph
     from tellapart_model.checkpoint import load_checkpoint
 

@@ -40,10 +40,29 @@ def test_writing_and_reading_are_inverse(page):
     assert json.loads(text)["metrics"] == page["metrics"]
 
 
+def test_byte_pairs_may_have_one_mark_for_everything(page):
+    page["vocabulary"] = {**WORDS, "kind": "byte_bpe", "merges": "MODEL_CARD.md"}
+    vocabulary = parse_manifest(json.dumps(page)).vocabulary
+    assert (vocabulary.kind, vocabulary.start, vocabulary.end) == ("byte_bpe", "[PAD]", "[PAD]")
+    del page["vocabulary"]["merges"], page["preprocessing"]["resize_px"]
+    page["vocabulary"]["kind"] = "wordpiece"
+    with pytest.raises(ManifestError, match="all differ"):
+        parse_manifest(json.dumps(page))
+
+
 def test_unknown_keys_are_welcome_in_reports_only(page):
     for section in ("metrics", "parity", "source"):
         page[section] = {"anything": {"at": ["all"]}}
     assert parse_manifest(json.dumps(page)).parity == {"anything": {"at": ["all"]}}
+
+
+WORDS = {
+    "file": "vocab.txt",
+    "lowercase": True,
+    "max_text_tokens": 9,
+    **dict.fromkeys(("pad", "unknown", "start", "end"), "[PAD]"),
+}
+"""A vocabulary with one mark for everything, as GPT-2 has it."""
 
 
 def put(*path_and_value):
@@ -113,6 +132,15 @@ def same_role_twice(page):
         (put("preprocessing", "in_graph", 1), "preprocessing.in_graph must be true or false"),
         (put("vocabulary", "kind", "bpe"), "vocabulary.kind must be one of wordpiece"),
         (put("vocabulary", "end", "[CLS]"), "special pieces must all differ"),
+        (put("vocabulary", "kind", "byte_bpe"), "merges is a file for byte pairs alone, .* byte_bpe"),
+        (put("vocabulary", "merges", "merges.txt"), "merges is a file for byte pairs alone, .* wordpiece"),
+        (
+            put("vocabulary", {**WORDS, "kind": "clip_bpe", "merges": "merges.txt"}),
+            "names 'merges.txt' for the merges, and its files do not",
+        ),
+        (put("preprocessing", "resize_px", 20), "resize_px goes with resize 'crop'"),
+        (put("graphs", 0, "outputs", 0, "name", "kv"), "captioner, and its vision .* no output 'cross_kv'"),
+        (put("graphs", 0, "outputs", 1, "name", "row"), "retriever, and its vision .* no output 'embedding'"),
         (
             put("vocabulary", "file", "words.txt"),
             "names 'words.txt' for the vocabulary, and its files do not",
@@ -158,7 +186,7 @@ def test_refuses_a_wrong_page_and_says_where(page, change, words):
     change(page)
     with pytest.raises(ManifestError, match=words) as caught:
         parse_manifest(json.dumps(page), bundle="somewhere")
-    assert "somewhere" in str(caught.value) or "std" in str(caught.value)
+    assert "somewhere" in str(caught.value) or words.startswith(("std", "resize_px"))
 
 
 @pytest.mark.parametrize(

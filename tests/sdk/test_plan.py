@@ -11,9 +11,10 @@ import pytest
 
 from tellapart import Captioner, DecodeOptions
 from tellapart.bundle import open_bundle
+from tellapart.byte_pairs import BytePairTokenizer
 from tellapart.decode import log_softmax
 from tellapart.graphs import DecoderGraph
-from tellapart.manifest import Decoding
+from tellapart.manifest import Decoding, Vocabulary
 from tellapart.plan import DecodePlan, make_plan
 from tellapart.tokenizer import Tokenizer
 
@@ -89,3 +90,11 @@ def test_marks_and_unknown_are_never_generated(
         caption = captioner.caption(toy_images["red"], options=DecodeOptions(**options))
     assert caption.token_ids
     assert min(caption.token_ids) > 3
+
+
+def test_one_mark_for_everything_is_not_ruled_out() -> None:
+    marks = dict.fromkeys(("pad", "unknown", "start", "end"), "<|endoftext|>")
+    page = Vocabulary(kind="byte_bpe", merges="merges.txt", **marks)
+    words = BytePairTokenizer.from_files(page, "a\nb\n<|endoftext|>", "")
+    rules = make_plan(None, BUNDLE, words).rules
+    assert (rules.start_id, rules.end_id, rules.banned_ids) == (2, 2, ())

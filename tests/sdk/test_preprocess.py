@@ -121,6 +121,15 @@ def test_scaling_outside_the_graph(generator):
     assert got[2, 15, 0] == np.float32((float(image[15, 0, 2]) - 120) / 128)
 
 
+def test_crop_out_of_a_larger_fit(generator):
+    image = generator.integers(0, 256, (50, 80, 3)).astype(np.uint8)
+    page = Preprocessing(image_px=24, resize="crop", resize_px=32, filter="bilinear")
+    whole = resampled(image, 32, 51, "bilinear")  # 80 / 50 * 32 is 51.2
+    got = to_input(image, page)
+    assert got.shape == (24, 24, 3)
+    assert largest_gap(got, whole[4:28, 13:37]) <= 1
+
+
 def test_a_long_strip_is_cut_before_it_is_enlarged():
     strip = np.zeros((1, 1_000_000, 3), np.uint8)  # 224 x 224,000,000 pixels, were it enlarged as a whole
     strip[:, 499_996:500_004] = 200

@@ -1,0 +1,77 @@
+"""The architectures that can be exported, one module each; `docs/add_a_family.md` tells how to add one.
+
+A family is a module with one function, `open_checkpoint(folder) -> Subject`, and a line in `FAMILIES`. It
+is imported when a checkpoint asks for it, as the networks of one family take seconds to load and the
+others are not needed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from tellapart.errors import CheckpointError
+from tellapart_export.subject import Subject
+
+FAMILIES = {
+    "compact": "compact",
+    "vision-encoder-decoder": "vision_encoder_decoder",
+}
+"""What `config.json` calls an architecture -> the module that knows it."""
+
+GUIDE = "docs/add_a_family.md"
+
+
+def open_checkpoint(folder: Path) -> Subject:
+    """Load a checkpoint of any known family.
+
+    Args:
+        folder: with a `config.json`; of ours or as Hugging Face's libraries write it.
+
+    Raises:
+        CheckpointError: no checkpoint there, half of one, damaged, or of an architecture that nobody added
+        yet.
+    """
+    name = find_family(folder)
+    module: Any = import_module(f"{__name__}.{FAMILIES[name]}")
+    subject: Subject = module.open_checkpoint(folder)
+    return subject
+
+
+def find_family(folder: Path) -> str:
+    """Which family a folder holds, by its `config.json`; the compact pair where it says nothing.
+
+    Raises:
+        CheckpointError: another architecture, or a configuration that is no JSON object.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / "checkpoint.json").is_file():
+            raise CheckpointError(
+                f"{folder}: expected a checkpoint with a config.json, which is missing; copy or download "
+                f"the whole "
+                "folder again"
+            )
+        return "compact"  # whose reader says what is missing
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} is not JSON ({error}); copy or download the checkpoint again"
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, got {type(config).__name__}")
+    kind = config.get("family") or config.get("architecture") or config.get("model_type") or "compact"
+    if kind in FAMILIES:
+        return str(kind)
+    raise CheckpointError(f"{folder} holds the architecture {kind!r}, {_advice(str(kind))}")
+
+
+def _advice(kind: str) -> str:
+    known = sorted(FAMILIES)
+    near = difflib.get_close_matches(kind, known, n=1)
+    hint = f"the nearest known one is {near[0]!r}" if near else f"known ones are {', '.join(known)}"
+    return f"which this version does not export; {hint}. {GUIDE} tells how to add one in a file"

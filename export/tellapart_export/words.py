@@ -1,0 +1,218 @@
+"""The words of a Hugging Face checkpoint -> the bundle's vocabulary, proved by the device's tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tellapart.byte_pairs import WORD_END, BytePairTokenizer
+from tellapart.errors import CheckpointError, ParityError
+from tellapart.manifest import Vocabulary
+from tellapart.tokenizer import Tokenizer
+from tellapart_export.hugging_face import quiet
+
+TEXTS = (
+    "a dog runs through the grass",
+    "Two girls' red-and-white kites, at the beach; it's windy!",
+    "Ein Café in Zürich 漢字 naïve 100% ½ ٣ 🐕",
+    "  a man   with\ta hat\n",
+    "they're 12345 balloons (at 3:30), aren't they?",
+    "",
+)
+"""On which the device's tokenizer and that of transformers have to agree."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """The pieces of a checkpoint in the order of their ids, and how a text is cut into them."""
+
+    folder: Path
+    kind: str
+    """"wordpiece", "byte_bpe" or "clip_bpe"."""
+    pieces: tuple[str, ...]
+    merges: tuple[str, ...]
+    lowercase: bool
+
+    def grown(self, size: int, names: Mapping[int, str] | None = None) -> Words:
+        """With as many pieces as the network has rows: names where they are known, fillers for the rest.
+
+        Raises:
+            CheckpointError: the network has fewer rows than there are words.
+        """
+        if size < len(self.pieces):
+            raise CheckpointError(
+                f"{self.folder} has {len(self.pieces)} words and its network rows for {size}; the tokenizer "
+                f"belongs "
+                "to another checkpoint"
+            )
+        names = names or {}
+        more = [names.get(index, f"[unused-{index}]") for index in range(len(self.pieces), size)]
+        return dataclasses.replace(self, pieces=(*self.pieces, *more))
+
+    def page(
+        self, *, pad: int, unknown: int, start: int, end: int, max_text_tokens: int
+    ) -> tuple[Vocabulary, dict[str, bytes]]:
+        """The manifest's page and the files that it names.
+
+        Raises:
+            CheckpointError: a mark that is no piece.
+        """
+        for index in (pad, unknown, start, end):
+            if not 0 <= index < len(self.pieces):
+                raise CheckpointError(
+                    f"{self.folder}: its configuration names token {index} as a mark, and there are "
+                    f"{len(self.pieces)} tokens"
+                )
+        files = {"vocab.txt": _file(self.pieces)}
+        if self.kind != "wordpiece":
+            files["merges.txt"] = _file(self.merges)
+        page = Vocabulary(
+            file="vocab.txt",
+            kind=self.kind,
+            merges="" if self.kind == "wordpiece" else "merges.txt",
+            lowercase=self.lowercase,
+            pad=self.pieces[pad],
+            unknown=self.pieces[unknown],
+            start=self.pieces[start],
+            end=self.pieces[end],
+            max_text_tokens=max_text_tokens,
+        )
+        return page, files
+
+
+def read_words(folder: Path) -> Words:
+    """Find the words of a checkpoint: `tokenizer.json`, or the files of the older tokenizers.
+
+    Raises:
+        CheckpointError: none of them is there, or they are of a kind that the device cannot read.
+    """
+    try:
+        if (folder / "tokenizer.json").is_file():
+            return _from_tokenizer_json(folder)
+        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            pieces = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+            merges = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+            return _pairs(folder, pieces, merges, _read_added(folder))
+        if (folder / "vocab.txt").is_file():
+            lines = (folder / "vocab.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
+            pieces = {piece: index for index, piece in enumerate(lines)}
+            return _wordpieces(folder, pieces, _read_added(folder), lowercase=_is_lowercase(folder))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder}: its tokenizer files cannot be read ({type(error).__name__}: {error}); download them "
+            f"again"
+        ) from error
+    raise CheckpointError(
+        f"{folder} has no tokenizer: expected tokenizer.json, vocab.json with merges.txt, or vocab.txt; "
+        f"copy these "
+        "files of the checkpoint into the folder"
+    )
+
+
+def check_words(words: Words, vocabulary: Vocabulary, files: Mapping[str, bytes]) -> int:
+    """Cut texts with the device's tokenizer and with that of transformers.
+
+    Returns:
+        How many texts were cut alike.
+
+    Raises:
+        CheckpointError: transformers cannot make the tokenizer.
+        ParityError: a text is cut otherwise.
+    """
+    ours = device_tokenizer(vocabulary, files)
+    theirs = reference_tokenizer(words.folder, words.kind)
+    for text in TEXTS:
+        wanted = theirs(text, add_special_tokens=False)["input_ids"]
+        given = ours.encode(text)[1:-1]
+        if wanted != given:
+            raise ParityError(
+                f"{words.folder}: {text!r} is {wanted[:12]} to its tokenizer and {given[:12]} to the "
+                f"device's; the "
+                "tokenizer has rules that a bundle cannot describe"
+            )
+    return len(TEXTS)
+
+
+def device_tokenizer(vocabulary: Vocabulary, files: Mapping[str, bytes]) -> Tokenizer:
+    """The tokenizer that a bundle with these files will have."""
+    pieces = files[vocabulary.file].decode("utf-8")
+    if vocabulary.kind == "wordpiece":
+        return Tokenizer.from_lines(pieces.rstrip("\n").split("\n"), vocabulary)
+    return BytePairTokenizer.from_files(vocabulary, pieces, files[vocabulary.merges].decode("utf-8"))
+
+
+def reference_tokenizer(folder: Path, kind: str) -> Any:
+    """The tokenizer of transformers for a folder.
+
+    Raises:
+        CheckpointError: transformers cannot make it.
+    """
+    import transformers
+
+    name = {
+        "wordpiece": "BertTokenizerFast",
+        "byte_bpe": "GPT2TokenizerFast",
+        "clip_bpe": "CLIPTokenizerFast",
+    }[kind]
+    try:
+        with quiet():
+            return getattr(transformers, name).from_pretrained(str(folder), local_files_only=True)
+    except (
+        Exception
+    ) as error:  # OSError, ValueError, and those of the tokenizers library, which share no base
+        raise CheckpointError(f"{folder}: transformers cannot read its tokenizer ({error})") from error
+
+
+def _from_tokenizer_json(folder: Path) -> Words:
+    page = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    model, kind = page["model"], page["model"].get("type")
+    added = {entry["content"]: entry["id"] for entry in page.get("added_tokens", [])}
+    if kind == "WordPiece":
+        normalizer = page.get("normalizer") or {}
+        return _wordpieces(folder, model["vocab"], added, lowercase=bool(normalizer.get("lowercase", True)))
+    if kind == "BPE" and not model.get("byte_fallback"):
+        merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
+        return _pairs(folder, model["vocab"], merges, added)
+    raise CheckpointError(
+        f"{folder}: its tokenizer is of the kind {kind!r}, and the device reads WordPiece and byte pairs as "
+        f"GPT-2 and "
+        "CLIP have them"
+    )
+
+
+def _wordpieces(
+    folder: Path, pieces: Mapping[str, int], added: Mapping[str, int], *, lowercase: bool
+) -> Words:
+    return Words(folder, "wordpiece", _in_order(folder, {**added, **pieces}), (), lowercase)
+
+
+def _pairs(folder: Path, pieces: Mapping[str, int], merges: list[str], added: Mapping[str, int]) -> Words:
+    kind = "clip_bpe" if any(piece.endswith(WORD_END) for piece in pieces) else "byte_bpe"
+    lines = tuple(line for line in merges if line and not line.startswith("#version"))
+    return Words(folder, kind, _in_order(folder, {**added, **pieces}), lines, kind == "clip_bpe")
+
+
+def _in_order(folder: Path, pieces: Mapping[str, int]) -> tuple[str, ...]:
+    named = {index: piece for piece, index in pieces.items()}
+    size = max(named, default=-1) + 1
+    if not size or len(named) != len(pieces) or any("\n" in piece for piece in pieces):
+        raise CheckpointError(f"{folder}: its tokenizer gives one id to two words, or has no words")
+    return tuple(named.get(index, f"[unused-{index}]") for index in range(size))
+
+
+def _read_added(folder: Path) -> dict[str, int]:
+    file = folder / "added_tokens.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def _is_lowercase(folder: Path) -> bool:
+    file = folder / "tokenizer_config.json"
+    page = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return bool(page.get("do_lower_case", True))
+
+
+def _file(lines: tuple[str, ...]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode("utf-8")

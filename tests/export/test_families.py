@@ -1,0 +1,215 @@
+"""Toy checkpoints of each family through the export, and their bundles on a device without torch.
+
+What the network itself says comes from transformers: its own processor, its own `generate`, its own
+decoding of tokens, none of which the export or the device uses.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+transformers = pytest.importorskip("transformers")
+
+from PIL import Image  # noqa: E402
+
+from tellapart import Captioner, DecodeOptions  # noqa: E402
+from tellapart.bundle import open_bundle  # noqa: E402
+from tellapart.cli import main  # noqa: E402
+from tellapart.errors import BundleError, CheckpointError, ParityError, UsageError  # noqa: E402
+from tellapart_export.build import ExportOptions, export_bundle  # noqa: E402
+from tellapart_export.families import FAMILIES, open_checkpoint  # noqa: E402
+from toy_families import make_vit_gpt2  # noqa: E402
+
+pytestmark = pytest.mark.train
+ROOT = Path(__file__).parents[2]
+PHOTOS = sorted((ROOT / "samples" / "photos").glob("*.*"))
+
+CAPTIONERS = {"vision-encoder-decoder": make_vit_gpt2}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`made(family)` -> checkpoint and bundle, each made once; not to be changed."""
+    base = tmp_path_factory.mktemp("families")
+
+    def make(family: str) -> tuple[Path, Path]:
+        folder = base / family
+        if not folder.exists():
+            CAPTIONERS[family](folder / "checkpoint")
+            export_bundle(folder / "checkpoint", folder / "bundle")
+        return folder / "checkpoint", folder / "bundle"
+
+    return make
+
+
+def generated(family: str, folder: Path, pixels: Any, banned: list[int], longest: int) -> list[list[int]]:
+    """Greedy captions by transformers' own `generate`, marks cut off."""
+    settings = {
+        "max_new_tokens": longest,
+        "num_beams": 1,
+        "do_sample": False,
+        "suppress_tokens": banned or None,
+    }
+    model = transformers.VisionEncoderDecoderModel.from_pretrained(folder).eval()
+    found = model.generate(pixels, **settings)
+    end = model.generation_config.eos_token_id
+    rows = [row[1:].tolist() for row in found]
+    return [row[: row.index(end)] if end in row else row for row in rows]
+
+
+@pytest.mark.parametrize("family", CAPTIONERS)
+def test_the_device_says_what_transformers_says(family: str, made: Any) -> None:
+    folder, bundle = made(family)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, use_fast=False)
+    photos = [Image.open(path).convert("RGB") for path in PHOTOS]
+    pixels = processor(photos, return_tensors="pt")["pixel_values"]
+    with Captioner.open(bundle) as captioner:
+        tokenizer, page = captioner._engine.tokenizer, captioner.bundle.manifest
+        banned = {tokenizer.pad_id, tokenizer.unknown_id, tokenizer.start_id} - {tokenizer.end_id}
+        found = [captioner.caption(path, options=DecodeOptions(beams=1)) for path in PHOTOS]
+        streamed = "".join(captioner.stream(PHOTOS[0]))
+    wanted = generated(family, folder, pixels, sorted(banned), page.decoding.max_new_tokens)
+    assert [list(caption.token_ids) for caption in found] == wanted
+    assert len({caption.token_ids for caption in found}) > 1  # else equal tokens would say little
+    assert streamed == found[0].text
+
+
+@pytest.mark.parametrize("family", CAPTIONERS)
+def test_the_manifest_tells_what_was_proved(family: str, made: Any) -> None:
+    with open_bundle(made(family)[1]) as bundle:
+        manifest = bundle.manifest
+    parity = manifest.parity
+    assert parity["greedy_tokens_equal"] == 8
+    assert parity["greedy_draws"] == 0
+    assert 0 <= parity["max_logit_error"] < 1e-3
+    assert parity["preprocessing_max_abs"] < 1e-5
+    assert manifest.source["family"] == family
+    assert "model.safetensors" in manifest.source["checkpoint_files"]
+    names = {
+        graph.role: [tensor.name for tensor in (*graph.inputs, *graph.outputs)] for graph in manifest.graphs
+    }
+    assert names == {
+        "vision": ["pixels", "cross_kv"],
+        "decoder": ["ids", "past_kv", "cross_kv", "logits", "present_kv"],
+    }
+
+
+def test_a_device_without_torch_captions_with_the_bundle(made: Any) -> None:
+    _, bundle = made("vision-encoder-decoder")
+    code = (
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        assert name.split('.')[0] not in ('torch', 'transformers', 'onnx', 'tokenizers'), name\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "from tellapart.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    arguments = ["caption", str(PHOTOS[0]), "--model", str(bundle), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT / "sdk")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["caption"]
+    assert main(["verify", str(bundle)]) == 0
+    assert main(["info", str(bundle)]) == 0
+
+
+def test_a_captioner_alone_says_so_where_a_retriever_is_asked_for(made: Any) -> None:
+    with Captioner.open(made("vision-encoder-decoder")[1]) as captioner:
+        view = captioner.look(PHOTOS[0])
+        assert view.embedding.shape == (1, 0)
+        assert view.cross_kv.shape == (4, 1, 2, 17, 16)
+        with pytest.raises(BundleError, match="a retriever is needed"):
+            captioner.retriever  # noqa: B018
+        several = list(captioner.caption_many(PHOTOS[:2], options=DecodeOptions(beams=2, n_best=2)))
+        assert [len(caption.alternatives) for caption in several] == [1, 1]
+
+
+def test_the_default_search_is_the_checkpoints(made: Any, tmp_path: Path) -> None:
+    folder, bundle = made("vision-encoder-decoder")
+    with open_bundle(bundle) as opened:
+        decoding = opened.manifest.decoding
+    assert (decoding.beams, decoding.max_new_tokens) == (4, 16)
+    with pytest.raises(UsageError, match="rerank needs a retriever"):
+        export_bundle(folder, tmp_path / "out", ExportOptions(rerank=0.5))
+
+
+def test_gpt2_with_other_scales_and_another_width(tmp_path: Path) -> None:
+    # Settings that change the sums of attention, and an encoder that has to be projected.
+    folder = make_vit_gpt2(
+        tmp_path / "checkpoint", wide=True, scale_attn_by_inverse_layer_idx=True, scale_attn_weights=False
+    )
+    parity = export_bundle(folder, tmp_path / "bundle").parity
+    assert parity["greedy_tokens_equal"] == 8
+
+
+def test_a_module_that_is_not_the_network_is_found_out(
+    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tellapart_export.families import gpt2
+
+    monkeypatch.setattr(gpt2, "scaled", lambda attention, query: query * 1.5)
+    with pytest.raises(ParityError, match=r"photo 1, token [12], logits"):
+        export_bundle(made("vision-encoder-decoder")[0], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_decoder_is_refused(tmp_path: Path) -> None:
+    page = {
+        "model_type": "vision-encoder-decoder",
+        "encoder": {"model_type": "vit"},
+        "decoder": {"model_type": "bert"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(page))
+    with pytest.raises(CheckpointError, match=r"'bert'.*'gpt2'"):
+        open_checkpoint(tmp_path)
+
+
+def test_every_family_has_a_module() -> None:
+    for name in set(FAMILIES.values()):
+        assert (ROOT / "export" / "tellapart_export" / "families" / f"{name}.py").is_file()
+
+
+def copy_of(folder: Path, goal: Path) -> Path:
+    shutil.copytree(folder, goal)
+    return goal
+
+
+def test_a_crop_and_a_short_side_are_read(made: Any, tmp_path: Path) -> None:
+    from tellapart_export.pictures import check_preprocessing, read_preprocessing
+    from toy_families import write_processor
+
+    write_processor(
+        tmp_path, "ViTImageProcessor", size={"shortest_edge": 40}, do_center_crop=True, resample=3,
+        crop_size={"height": 32, "width": 32},
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match="built for 48 x 48"):
+        read_preprocessing(tmp_path, image_px=48)
+    write_processor(
+        tmp_path, "CLIPImageProcessor", size={"shortest_edge": 40}, do_center_crop=True, resample=3,
+        crop_size={"height": 32, "width": 32}, image_mean=[0.48, 0.46, 0.41], image_std=[0.27, 0.26, 0.28],
+    )  # fmt: skip
+    page = read_preprocessing(tmp_path, image_px=32)
+    assert (page.resize, page.resize_px, page.filter) == ("crop", 40, "bicubic")
+    np.testing.assert_allclose(page.mean, [122.4, 117.3, 104.55])
+    assert check_preprocessing(tmp_path, page) < 1e-5
+    write_processor(
+        tmp_path, "CLIPImageProcessor", size=32, do_center_crop=False, do_convert_rgb=True, resample=0
+    )
+    with pytest.raises(CheckpointError, match="resample 0"):
+        read_preprocessing(tmp_path, image_px=32)
+    with pytest.raises(CheckpointError, match="is missing"):
+        read_preprocessing(tmp_path / "nowhere", image_px=32)
