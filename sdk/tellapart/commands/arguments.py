@@ -40,6 +40,9 @@ ELSEWHERE = {
     "calibrate": Elsewhere(
         "tellapart_training.calibrate", "evaluate", "fit the confidence of a bundle's captions"
     ),
+    "boost": Elsewhere(
+        "tellapart_training.cli", "boost", "merge human captions into richer ones for training", ("boost",)
+    ),
     "evaluate": Elsewhere(
         "tellapart_training.cli", "evaluate", "score captions and retrieval on a data set", ("evaluate",)
     ),

@@ -1,0 +1,118 @@
+"""What `tellapart boost` is asked to do, as a dataclass and as argparse reads it."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from tellapart.errors import UsageError
+from tellapart_training.boost.checks import RULES
+
+GENERATORS = ("extractive",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoostOptions:
+    """What is boosted, how, and where it goes."""
+
+    captions: Path
+    """Human captions, in any format that training reads."""
+    out: Path
+    """JSON lines with the boosted captions, for training; written whole at the end."""
+    images: Path | None = None
+    """Folder or uncompressed .tar of photos: for the page, for experts and for the similarity rule."""
+    split: tuple[str, ...] = ()
+    """Only these splits; empty takes all."""
+    limit: int = 0
+    """Only the first N images; 0 takes all."""
+    shard: str = "1/1"
+    """I/N: the I-th of N parts of the images, told apart by a hash of the name."""
+    bad_lines: str = "error"
+    """"skip" counts lines that cannot be read and goes on."""
+    generator: str = "extractive"
+    """Who writes; the extractive blend needs no model."""
+    per_image: int = 1
+    """Captions for each image at most; the extractive blend grows each from another base."""
+    agreement: int = 1
+    """How many other captions must speak of what is grafted."""
+    max_words: int = 32
+    """Longest blend; what is longer already grows no further."""
+    limit_words: int = 40
+    """Longest caption that passes the check."""
+    vocabulary: Path | None = None
+    """Bundle whose vocabulary bounds the length; None is the embedded one."""
+    clip: str = ""
+    """Folder of a CLIP tokenizer for exact counts; "" estimates from above."""
+    checks_off: tuple[str, ...] = ()
+    """Rules that are not applied."""
+    seed: int = 0
+    """Of the examples on the page."""
+    html: Path | None = None
+    """Page that shows before and after."""
+    json: bool = False
+    """Print the report as JSON."""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.checks_off) - {*RULES, "similarity"}
+        if unknown:
+            raise UsageError(f"no such check: {', '.join(sorted(unknown))}; there are {', '.join(RULES)}")
+        if self.generator not in GENERATORS:
+            raise UsageError(f"no generator {self.generator!r}: choose {', '.join(GENERATORS)}")
+        if self.per_image < 1 or self.limit < 0 or self.agreement < 1 or self.max_words < 3:
+            raise UsageError("--per-image and --agreement from 1, --max-words from 3, --limit from 0")
+        self.part()
+
+    def part(self) -> tuple[int, int]:
+        """The shard as (which, of how many), from 1.
+
+        Raises:
+            UsageError: not I/N with 1 <= I <= N.
+        """
+        which, slash, many = self.shard.partition("/")
+        if slash and which.isdecimal() and many.isdecimal() and 1 <= int(which) <= int(many):
+            return int(which), int(many)
+        raise UsageError(f"--shard must be I/N with I from 1 to N, got {self.shard!r}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Every option of the verb, with the defaults of `BoostOptions`."""
+    parser.add_argument("--captions", type=Path, required=True, metavar="FILE", help="human captions")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="boosted captions")
+    parser.add_argument("--images", type=Path, metavar="DIR|TAR", help="photos of the captions")
+    parser.add_argument("--split", nargs="+", default=(), metavar="NAME", help="only these splits")
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N images")
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="the I-th of N parts of the images")
+    parser.add_argument(
+        "--bad-lines", choices=("error", "skip"), default="error", help="skip: count them and go on"
+    )
+    parser.add_argument("--generator", choices=GENERATORS, default="extractive", help="who writes")
+    parser.add_argument("--per-image", type=int, default=1, metavar="N", help="captions for each image")
+    blend = parser.add_argument_group("extractive blend")
+    blend.add_argument(
+        "--agreement", type=int, default=1, metavar="N", help="other captions that must speak of a graft"
+    )
+    blend.add_argument("--max-words", type=int, default=32, metavar="N", help="grow no further than this")
+    checks = parser.add_argument_group("checks")
+    checks.add_argument("--limit-words", type=int, default=40, metavar="N", help="longest valid caption")
+    checks.add_argument("--vocabulary", type=Path, metavar="BUNDLE", help="its vocabulary bounds the length")
+    checks.add_argument("--clip", default="", metavar="FOLDER", help="CLIP tokenizer, for exact counts")
+    checks.add_argument(
+        "--no-check", dest="checks_off", action="append", default=[], metavar="RULE",
+        help=f"switch a rule off; may be repeated: {', '.join(RULES)}, similarity",
+    )  # fmt: skip
+    report = parser.add_argument_group("report")
+    report.add_argument("--html", type=Path, metavar="FILE", help="page that shows before and after")
+    report.add_argument("--json", action="store_true", help="report as JSON on stdout")
+    report.add_argument("--seed", type=int, default=0, metavar="N", help="of the examples on the page")
+
+
+def options_of(arguments: argparse.Namespace) -> BoostOptions:
+    """The options that a user typed.
+
+    Raises:
+        UsageError: some that do not go together.
+    """
+    given = {field.name: getattr(arguments, field.name) for field in fields(BoostOptions)}
+    given["split"], given["checks_off"] = tuple(given["split"]), tuple(given["checks_off"])
+    return BoostOptions(**given)
