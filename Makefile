@@ -72,7 +72,7 @@ $(SDK): $(SDK_ENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(SDK_TESTABLE): $(SDK)
-	$(SDK_ENV)/bin/python $(PIP) pytest
+	$(SDK_ENV)/bin/python $(PIP) pytest hypothesis
 	@touch $@
 
 # torch first and pinned: a later line that asks for "any torch" then finds this one.
