@@ -33,13 +33,15 @@ def photos(tmp_path: Path) -> Path:
 
 
 def run_process(*arguments: str) -> subprocess.Popen[str]:
-    """The command as a process of its own."""
+    """The command as a process of its own, which Ctrl-C stops even where the tests run in the background."""
     return subprocess.Popen(
         [sys.executable, "-m", "tellapart", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(SDK), "OMP_NUM_THREADS": "1"},
+        # A shell starts what it puts in the background with SIGINT ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
