@@ -59,6 +59,7 @@ SDK_ROOMS = {
     "bench": {"tellapart.cli", "tellapart.commands"},
     "doctor": {"tellapart.cli", "tellapart.commands"},
     "pages": {"tellapart.captioner", "tellapart.backends"},
+    "xmp": {"numpy", "tellapart.captioner", "tellapart.backends"},
 }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -42,6 +44,90 @@ def photos(tmp_path: Path) -> Path:
     for name, colour in (("1", (250, 10, 10)), ("2", (5, 15, 240)), ("3", (5, 15, 240))):
         Image.fromarray(flat(*colour)).save(folder / f"{name}.jpg", quality=95)
     return folder
+
+
+def run_example(name: str, *arguments: str, folder: Path) -> str:
+    """Run an example as a user does, in a folder and with a cache of its own; returns what it printed."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            str(ROOT / room) for room in ("sdk", "training", "export", "quantization")
+        ),
+        "XDG_CACHE_HOME": str(folder / "cache"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning:tellapart", ROOT / "examples" / f"{name}.py", *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_caption_one_says_how_sure_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "camera" in run_example("caption_one", folder=tmp_path)
+    page, gone = tmp_path / "blank.png", tmp_path / "gone.jpg"
+    Image.fromarray(flat(250, 250, 250)).save(page)
+    assert load("caption_one").main([str(gone), str(page)]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{page}: ")
+    assert "(unsure, confidence 0" in out
+    assert str(gone) in err
+
+
+def test_bag_game_tells_three_apart_and_writes_the_page(tmp_path: Path) -> None:
+    lines = run_example("bag_game", folder=tmp_path).splitlines()
+    texts = [line.split(": ")[1].split(" (")[0] for line in lines[:3]]
+    assert len(set(texts)) == 3
+    assert "find their own photo; see bag.html" in lines[3]
+    page = (tmp_path / "bag.html").read_text(encoding="utf-8")
+    assert all(text in page for text in texts)
+
+
+def test_caption_folder_writes_beside_and_only_once(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.read_bytes() for path in photos.iterdir()}
+    (photos / "2.jpg.xmp").write_text("edits of an evening")
+    main = load("caption_folder").main
+    assert main([str(photos)]) == 0
+    assert "3 captioned, 0 failed" in capsys.readouterr().out
+    for name in ("1", "2", "3"):
+        text = (photos / f"{name}.txt").read_text(encoding="utf-8").strip()
+        assert json.loads((photos / f"{name}.json").read_text(encoding="utf-8"))["caption"] == text
+        assert name == "2" or text in (photos / f"{name}.jpg.xmp").read_text(encoding="utf-8")
+    assert (photos / "2.jpg.xmp").read_text() == "edits of an evening"
+    assert {name: (photos / name).read_bytes() for name in before} == before
+    assert main([str(photos)]) == 0
+    assert "0 captioned, 0 failed" in capsys.readouterr().out
+
+
+def test_caption_folder_leaves_the_samples_alone(tmp_path: Path) -> None:
+    assert "5 captioned, 0 failed" in run_example("caption_folder", folder=tmp_path)
+    assert {path.suffix for path in (ROOT / "samples" / "photos").iterdir()} == {".jpg"}
+
+
+def test_search_photos_finds_the_man_with_the_camera(tmp_path: Path) -> None:
+    assert run_example("search_photos", folder=tmp_path).split()[1] == "cameraman.jpg"
+    assert run_example("search_photos", str(ROOT / "samples" / "bag"), "a red shirt", folder=tmp_path)
+
+
+def test_bench_device_measures(tmp_path: Path) -> None:
+    out = run_example("bench_device", "3", folder=tmp_path)
+    assert "3 captions" in out
+    assert all(stage in out for stage in ("load", "vision", "decode", "total", "photos an hour"))
+
+
+@pytest.mark.train
+def test_a_tiny_pair_is_trained_exported_and_quantized(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    out = run_example("export_and_quantize", folder=tmp_path)
+    assert "of tokens agree" in out
+    root = tmp_path / "runs" / "tiny"
+    rows = [json.loads(line) for line in (root / "captions.jsonl").read_text().splitlines()]
+    unseen = [row for row in rows if row["split"] == "test"]
+    with Captioner.open(root / "bundles" / "int8") as captioner:
+        texts = [captioner.caption(root / "images" / row["image"]).text.lower() for row in unseen]
+    right = sum(text == row["captions"][0] for text, row in zip(texts, unseen, strict=True))
+    assert len(unseen) == 40
+    assert right >= 28  # 36 when this was written; a guess gets one of 96
 
 
 def test_robot_loop_runs_without_arguments(capsys: pytest.CaptureFixture[str]) -> None:

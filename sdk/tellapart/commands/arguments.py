@@ -153,7 +153,9 @@ def _add_caption(verbs: Verbs, everywhere: argparse.ArgumentParser) -> None:
     out.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     out.add_argument("--jsonl", type=Path, metavar="FILE", help="one JSON object a line into FILE")
     out.add_argument(
-        "--sidecar", choices=("txt", "json"), help="photo.jpg gets photo.txt or photo.json beside it"
+        "--sidecar",
+        choices=("txt", "json", "xmp"),
+        help="photo.jpg gets photo.txt, photo.json or photo.jpg.xmp (alt text) beside it",
     )
     out.add_argument("--stream", action="store_true", help="show each piece as it is found")
     parser.add_argument(

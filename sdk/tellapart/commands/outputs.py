@@ -6,7 +6,8 @@ absent. Neither replaces a file that it finds, unless `--overwrite` says so: a `
 of somebody's evening.
 
 Lines of a file and JSON sidecars carry one key more than JSON on stdout: "model", the SHA-256 of the
-bundle's manifest. `--resume` refuses to mix models, and tries images again that failed before.
+bundle's manifest; XMP sidecars carry it as a property. `--resume` refuses to mix models, and tries images
+again that failed before.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 
 from tellapart.errors import DataError, ImageError, UsageError
 from tellapart.types import Caption, UnsureCaption
+from tellapart.xmp import alt_text_xmp, model_of_xmp
 
 __all__ = [
     "CaptionSink",
@@ -213,13 +215,14 @@ class JsonLinesFile:
 
 
 class Sidecars:
-    """A small file beside each image: `photo.jpg` gets `photo.txt` or `photo.json`."""
+    """A small file beside each image: `photo.jpg` gets `photo.txt`, `photo.json` or `photo.jpg.xmp`."""
 
     def __init__(self, kind: str, *, model: str, resume: bool, overwrite: bool) -> None:
         """Remember what to write.
 
         Args:
-            kind: "txt", the caption and nothing else; or "json", the record with the model's hash.
+            kind: "txt", the caption and nothing else; "json", the record with the model's hash; or "xmp", the
+                caption as alt text for photo managers, see `tellapart.xmp`.
             model: hash of the bundle that captions now.
             resume: pass over images that have theirs. Text carries no model, so with "txt" nobody can
                 tell whose caption it is.
@@ -241,6 +244,8 @@ class Sidecars:
                 raise UsageError(
                     f"{sidecar}, the sidecar of {image}, would also be {other}'s; rename one image"
                 )
+        if self._kind == "xmp":
+            self._keep_others_xmp(images)
         return [image for image in images if self._overwrite or not self._is_done(image)]
 
     def caption(self, image: Path, caption: Caption) -> None:
@@ -248,13 +253,30 @@ class Sidecars:
         text = spoken(caption)
         if self._kind == "json":
             text = dump({**caption_record(str(image), caption), "model": self._model})
+        if self._kind == "xmp":
+            text = alt_text_xmp(text, model=self._model).rstrip("\n")
         write_atomically(self._beside(image), text + "\n")
 
     def failure(self, image: Path, error: ImageError) -> None:
         """No file: an image without its sidecar is one that `--resume` tries again."""
 
     def _beside(self, image: Path) -> Path:
-        return image.with_suffix(f".{self._kind}")
+        # Photo managers keep the whole name, so that a raw file and its JPEG have one each.
+        return (
+            image.with_name(f"{image.name}.xmp")
+            if self._kind == "xmp"
+            else image.with_suffix(f".{self._kind}")
+        )
+
+    def _keep_others_xmp(self, images: Sequence[Path]) -> None:
+        """An XMP file of another program holds its edits, which even --overwrite must not cost anybody."""
+        for image in images:
+            sidecar = self._beside(image)
+            if sidecar.exists() and model_of_xmp(sidecar.read_bytes()) is None:
+                raise UsageError(
+                    f"{sidecar} was written by another program, or by hand, and is never replaced; "
+                    "caption this image with --sidecar txt or json, or move the file away"
+                )
 
     def _is_done(self, image: Path) -> bool:
         sidecar = self._beside(image)
@@ -262,17 +284,23 @@ class Sidecars:
             return False
         if not self._resume:
             raise UsageError(f"{sidecar} exists; add --resume to keep it or --overwrite to replace it")
-        if self._kind == "json":
-            try:
-                model = json.loads(sidecar.read_bytes()).get("model")
-            except (ValueError, AttributeError):
-                model = None
+        if self._kind != "txt":
+            model = self._model_of(sidecar)
             if model != self._model:
                 raise UsageError(
                     f"{sidecar} was not made by the model {self._model[:12]}; "
                     "move it away, or add --overwrite in place of --resume"
                 )
         return True
+
+    def _model_of(self, sidecar: Path) -> str | None:
+        if self._kind == "xmp":
+            return model_of_xmp(sidecar.read_bytes())
+        try:
+            model = json.loads(sidecar.read_bytes()).get("model")
+        except (ValueError, AttributeError):
+            return None
+        return model if isinstance(model, str) else None
 
 
 def say(text: str) -> None:
