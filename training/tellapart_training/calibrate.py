@@ -201,12 +201,8 @@ def _images(kind: str, each: int) -> Iterable[ImageInput]:
     return (image for _, image in non_photos((kind,), each=each, seed=1))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 0 done.
-
-    Raises:
-        TellapartError: data or a bundle that cannot be used; the bundle is then as it was.
-    """
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
     parser = argparse.ArgumentParser(prog="tellapart calibrate", description="Fit a bundle's confidence.")
     parser.add_argument("bundle", type=Path, help="folder; its manifest is replaced")
     parser.add_argument("--images", type=Path, required=True, help="folder or uncompressed .tar")
@@ -219,7 +215,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--svg", type=Path, help="with --check: reliability diagram to write")
     parser.add_argument("--report", type=Path, help="JSON file to write")
     parser.add_argument("--threads", type=int, default=1)
-    print(json.dumps(calibrate(parser.parse_args(argv)), indent=1))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; 0 done.
+
+    Raises:
+        TellapartError: data or a bundle that cannot be used; the bundle is then as it was.
+    """
+    print(json.dumps(calibrate(build_parser().parse_args(argv)), indent=1))
     return 0
 
 
