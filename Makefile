@@ -1,5 +1,6 @@
 # make demo            captions of the sample photos, offline, from the embedded INT8 model
 # make test            every test, in an environment made for it
+# make app             the page in the browser of this machine
 # make check           ruff (lint, format), mypy --strict, and the docs without a warning
 # make docs            the site of docs/ in build/site
 # make bench           speed and memory of the embedded bundle on this machine
@@ -10,7 +11,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test test-sdk check docs bench train-embedded study study-run clean
+.PHONY: demo test test-sdk test-app app check docs bench train-embedded study study-run clean
 
 PYTHON ?= python3
 # Where the training data lies, and where a run is kept.
@@ -20,13 +21,18 @@ STUDY ?= runs/study
 # Rows of the study that train at once.
 WORKERS ?= 2
 
-# Two environments: one holds the SDK and nothing else, as on a device; the other everything.
+# One environment holds the SDK and nothing else, as on a device; one everything that trains; one the apps.
 SDK_ENV := .venv
 DEV_ENV := .venv-dev
+# Gradio and the training packages ask for different versions of Pillow and huggingface_hub.
+APP_ENV := .venv-app
 SDK := $(SDK_ENV)/.installed
 SDK_TESTABLE := $(SDK_ENV)/.testable
 DEV := $(DEV_ENV)/.installed
+APP := $(APP_ENV)/.installed
+APP_TESTABLE := $(APP_ENV)/.testable
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_APP := -m pip install --quiet --disable-pip-version-check --constraint constraints-app.txt
 TELLAPART := $(SDK_ENV)/bin/python -m tellapart
 
 demo: $(SDK)
@@ -40,8 +46,15 @@ demo: $(SDK)
 test-sdk: $(SDK_TESTABLE)
 	$(SDK_ENV)/bin/python -m pytest -q -p no:cacheprovider tests/sdk
 
-test: test-sdk $(DEV)
+# In a real Chromium, where the system has one (Debian: apt-get install chromium).
+test-app: $(APP_TESTABLE)
+	$(APP_ENV)/bin/python -m pytest -q -p no:cacheprovider tests/apps
+
+test: test-sdk test-app $(DEV)
 	$(DEV_ENV)/bin/python -m pytest -m "" tests
+
+app: $(APP)
+	$(APP_ENV)/bin/python -m tellapart app
 
 check: $(DEV) docs
 	$(DEV_ENV)/bin/python -m ruff check .
@@ -68,6 +81,9 @@ study-run: $(DEV)
 $(SDK_ENV)/bin/python:
 	$(PYTHON) -m venv $(SDK_ENV)
 
+$(APP_ENV)/bin/python:
+	$(PYTHON) -m venv $(APP_ENV)
+
 $(DEV_ENV)/bin/python:
 	$(PYTHON) -m venv $(DEV_ENV)
 
@@ -80,6 +96,14 @@ $(SDK_TESTABLE): $(SDK)
 	$(SDK_ENV)/bin/python $(PIP) pytest hypothesis
 	@touch $@
 
+$(APP): $(APP_ENV)/bin/python pyproject.toml constraints-app.txt
+	$(APP_ENV)/bin/python $(PIP_APP) --editable '.[app]'
+	@touch $@
+
+$(APP_TESTABLE): $(APP)
+	$(APP_ENV)/bin/python $(PIP_APP) pytest hypothesis playwright
+	@touch $@
+
 # torch first and pinned: a later line that asks for "any torch" then finds this one.
 $(DEV): $(DEV_ENV)/bin/python pyproject.toml constraints.txt weights.txt
 	$(DEV_ENV)/bin/python $(PIP) 'torch==2.13.0'
@@ -88,5 +112,5 @@ $(DEV): $(DEV_ENV)/bin/python pyproject.toml constraints.txt weights.txt
 	@touch $@
 
 clean:
-	rm -rf $(SDK_ENV) $(DEV_ENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(SDK_ENV) $(DEV_ENV) $(APP_ENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./runs -prune -o -path ./.git -prune -o -name __pycache__ -type d -print0 | xargs -0 -r rm -rf

@@ -18,6 +18,7 @@ PACKAGES = {
     "tellapart_training": ROOT / "training" / "tellapart_training",
     "tellapart_export": ROOT / "export" / "tellapart_export",
     "tellapart_quantization": ROOT / "quantization" / "tellapart_quantization",
+    "tellapart_app": ROOT / "apps" / "tellapart_app",
 }
 MAY_IMPORT = {
     "tellapart": set(),
@@ -25,6 +26,7 @@ MAY_IMPORT = {
     "tellapart_export": {"tellapart", "tellapart_model"},
     "tellapart_quantization": {"tellapart"},
     "tellapart_training": {"tellapart", "tellapart_model"},
+    "tellapart_app": {"tellapart"},
 }
 """Of ours; a package may always import itself."""
 
@@ -148,10 +150,11 @@ def test_rooms_of_the_sdk_keep_to_themselves(room: str) -> None:
     assert wrong == []
 
 
-def test_quantization_never_imports_torch() -> None:
+@pytest.mark.parametrize("package", ["tellapart_quantization", "tellapart_app"])
+def test_what_runs_beside_a_device_never_imports_torch(package: str) -> None:
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
-        for path in modules("tellapart_quantization")
+        for path in modules(package)
         for name in imports(path)
         if name.split(".")[0] in {"torch", "transformers"}
     ]
@@ -159,11 +162,12 @@ def test_quantization_never_imports_torch() -> None:
 
 
 def test_command_lines_import_nothing_heavy_at_the_top() -> None:
-    heavy = {"torch", "transformers", "accelerate", "onnx", "onnxruntime", "onnxscript", "PIL"}
+    heavy = {"torch", "transformers", "accelerate", "onnx", "onnxruntime", "onnxscript", "PIL", "gradio"}
     tops = [
         PACKAGES["tellapart"] / "cli.py",
         *(PACKAGES[name] / "cli.py" for name in ("tellapart_training", "tellapart_export")),
         PACKAGES["tellapart_quantization"] / "cli.py",
+        PACKAGES["tellapart_app"] / "cli.py",
     ]
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"

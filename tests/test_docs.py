@@ -31,6 +31,7 @@ import pytest
 import tellapart
 from tellapart import Captioner, DecodeOptions
 from tellapart.commands.arguments import ELSEWHERE, build_parser
+from tellapart.tokenizer import Tokenizer
 
 try:
     import tomllib
@@ -280,6 +281,9 @@ def test_the_reader_of_the_format_page_captions_as_the_sdk_does() -> None:
     names = run_page("bundle_format.md")
     options = DecodeOptions(beams=1, rerank=0.0)
     with Captioner.open("my-bundle") as captioner:
+        tokenizer = Tokenizer.from_bundle(captioner.bundle)
+        for words in ("A man's t-shirt, skateboarding xylophonists!", "qqqq 12345 unbelievable", ""):
+            assert names["encode"](words) == tokenizer.encode(words)
         for path in ["photo.jpg", *map(str, sorted(Path("photos").iterdir())), "a.jpg"]:
             said, ids, mean_logprob, fit, cross = names["caption"](path)
             wanted = captioner.caption(path, options=options)
