@@ -1,6 +1,7 @@
 # make demo            captions of the sample photos, offline, from the embedded INT8 model
 # make test            every test, in an environment made for it
 # make app             the page in the browser of this machine
+# make freeze          the desktop app as a folder that needs no Python, tried: size, start, one caption
 # make check           ruff (lint, format), mypy --strict, and the docs without a warning
 # make docs            the site of docs/ in build/site
 # make bench           speed and memory of the embedded bundle on this machine
@@ -11,7 +12,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test test-sdk test-app app check docs bench train-embedded study study-run clean
+.PHONY: demo test test-sdk test-app app freeze check docs bench train-embedded study study-run clean
 
 PYTHON ?= python3
 # Where the training data lies, and where a run is kept.
@@ -56,6 +57,15 @@ test: test-sdk test-app $(DEV)
 app: $(APP)
 	$(APP_ENV)/bin/python -m tellapart app
 
+# Python's own library comes with symbols that nobody reads, 16 MB of them.
+freeze: $(APP)
+	$(APP_ENV)/bin/python $(PIP_APP) pyinstaller
+	rm -rf build/desktop
+	$(APP_ENV)/bin/python -m PyInstaller --noconfirm --clean --log-level ERROR --distpath build/desktop \
+	  --workpath build/freeze apps/freeze/tellapart_desktop.spec
+	strip --strip-unneeded build/desktop/tellapart-desktop/_internal/libpython3*.so* || true
+	$(APP_ENV)/bin/python apps/freeze/check.py build/desktop/tellapart-desktop
+
 check: $(DEV) docs
 	$(DEV_ENV)/bin/python -m ruff check .
 	$(DEV_ENV)/bin/python -m ruff format --check .
@@ -97,7 +107,7 @@ $(SDK_TESTABLE): $(SDK)
 	@touch $@
 
 $(APP): $(APP_ENV)/bin/python pyproject.toml constraints-app.txt
-	$(APP_ENV)/bin/python $(PIP_APP) --editable '.[app]'
+	$(APP_ENV)/bin/python $(PIP_APP) --editable '.[app,desktop]'
 	@touch $@
 
 $(APP_TESTABLE): $(APP)

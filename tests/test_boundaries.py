@@ -162,7 +162,17 @@ def test_what_runs_beside_a_device_never_imports_torch(package: str) -> None:
 
 
 def test_command_lines_import_nothing_heavy_at_the_top() -> None:
-    heavy = {"torch", "transformers", "accelerate", "onnx", "onnxruntime", "onnxscript", "PIL", "gradio"}
+    heavy = {
+        "torch",
+        "transformers",
+        "accelerate",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "PIL",
+        "gradio",
+        "PySide6",
+    }
     tops = [
         PACKAGES["tellapart"] / "cli.py",
         *(PACKAGES[name] / "cli.py" for name in ("tellapart_training", "tellapart_export")),

@@ -1,4 +1,5 @@
-"""A page in the browser of this machine over the SDK: `tellapart app`, extra `app`.
+"""Two apps over the SDK: a page in the browser of this machine, and a desktop window.
 
-`answers` makes the HTML, `page` shows it with Gradio. What is not about showing is left to `tellapart`.
+`answers` and `page` are `tellapart app` (extra `app`, Gradio). `worker`, `session` and `window` are
+`tellapart desktop` (extra `desktop`, PySide6). What is not about showing is left to `tellapart`.
 """

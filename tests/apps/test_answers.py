@@ -109,6 +109,17 @@ def test_without_gradio_one_sentence_says_how_to_get_it(
     assert 'pip install "tellapart[app]"' in capsys.readouterr().err
 
 
+def test_without_qt_one_sentence_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith(("PySide6", "tellapart_app.window"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "PySide6", None)
+    monkeypatch.setitem(sys.modules, "PySide6.QtCore", None)
+    assert main(["desktop"]) == 2
+    assert 'pip install "tellapart[desktop]"' in capsys.readouterr().err
+
+
 def test_wrong_arguments_are_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["app", "--port", "70000"]) == 2
     assert main(["app", "--photos", str(tmp_path / "gone")]) == 2

@@ -31,6 +31,7 @@ class Elsewhere:
 
 ELSEWHERE = {
     "app": Elsewhere("tellapart_app.cli", "app", "a page in the browser of this machine", ("app",)),
+    "desktop": Elsewhere("tellapart_app.cli", "desktop", "a window to drop photos into", ("desktop",)),
     "export": Elsewhere("tellapart_export.cli", "export", "make a device bundle of a checkpoint"),
     "quantize": Elsewhere("tellapart_quantization.cli", "quantize", "make an INT8 bundle of a bundle"),
     "train": Elsewhere("tellapart_training.cli", "train", "train a captioner or a retriever", ("train",)),
