@@ -132,5 +132,5 @@ def serve(*, photos: Path | None, model: Path | None, port: int | None, browser:
         try:
             threading.Event().wait()
         finally:
-            page.close()
+            page.close(verbose=False)
     return 0

@@ -6,6 +6,7 @@ from the keyboard, and every item tells a screen reader what it tells the eye.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 from PySide6.QtCore import QObject, QRunnable, QSize, Qt, QThreadPool, Signal
 from PySide6.QtGui import (
+    QAccessible,
+    QAccessibleAnnouncementEvent,
     QAction,
     QCloseEvent,
     QDragEnterEvent,
@@ -79,6 +82,7 @@ class MainWindow(QMainWindow):
         self._items: dict[str, QListWidgetItem] = {}  # by path
         self._asked: dict[str, list[str]] = {}  # id of a question -> paths it is about
         self._told: dict[str, dict[str, Any]] = {}  # by path, the newest answer
+        self._was_waiting = False
         self._pictures = _Pictures()
         self._pictures.ready.connect(self._show_picture)
         session.answered.connect(self._answered)
@@ -259,7 +263,9 @@ class MainWindow(QMainWindow):
         self.detail.setAccessibleDescription(text)
 
     def _say(self, words: str = "") -> None:
-        """The status line; without words, how far things are."""
+        """The status line; without words, how far things are. A screen reader hears what is worth hearing."""
+        is_news = bool(words) or (self._was_waiting and not self._session.pending)
+        self._was_waiting = self._session.pending > 0
         if not words:
             waiting, count = self._session.pending, len(self._items)
             photos = f"{count} photo{'' if count == 1 else 's'}"
@@ -267,6 +273,8 @@ class MainWindow(QMainWindow):
             words = f"{photos}, {state}" if count else state
         self.statusBar().showMessage(words)
         self.statusBar().setAccessibleName(words)
+        if is_news:
+            QAccessible.updateAccessibility(QAccessibleAnnouncementEvent(self, words))
 
 
 def _lines(record: dict[str, Any], *, at_length: bool = False) -> list[str]:
@@ -295,6 +303,7 @@ def _lines(record: dict[str, Any], *, at_length: bool = False) -> list[str]:
 
 def run_window(photos: Sequence[Path] = (), *, model: Path | None = None) -> int:
     """Show the window until it is closed; returns the exit status of Qt."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own would wait until Qt calls Python again
     app = QApplication.instance() or QApplication(sys.argv[:1])
     app.setApplicationName("tellapart")
     window = MainWindow(Session(model=None if model is None else str(model.absolute())))
