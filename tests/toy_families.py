@@ -72,19 +72,21 @@ def liven(network: Any, *, factor: float = 8.0) -> None:
                 parameter.mul_(factor)
 
 
-def make_vit_gpt2(folder: Path, *, wide: bool = False, **gpt2: Any) -> Path:
-    """A VisionEncoderDecoder at 32 px; `wide` gives encoder and decoder other widths."""
+def make_vit_gpt2(folder: Path) -> Path:
+    """A VisionEncoderDecoder at 32 px, two widths, and scales of its own in attention."""
     torch = pytest.importorskip("torch")
     from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
 
     size = write_gpt2_words(folder)
     encoder = ViTConfig(
-        hidden_size=48 if wide else 32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         image_size=32, patch_size=8,
     )  # fmt: skip
-    settings = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 40, "vocab_size": size, **gpt2}
-    marks = {"bos_token_id": size - 1, "eos_token_id": size - 1}
-    decoder = GPT2Config(**settings, **marks, add_cross_attention=True, is_decoder=True)
+    decoder = GPT2Config(
+        n_embd=32, n_layer=2, n_head=2, n_positions=40, vocab_size=size, bos_token_id=size - 1,
+        eos_token_id=size - 1, scale_attn_by_inverse_layer_idx=True, scale_attn_weights=False,
+        add_cross_attention=True, is_decoder=True,
+    )  # fmt: skip
     config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
     config.decoder_start_token_id = config.eos_token_id = config.pad_token_id = size - 1
     torch.manual_seed(3)
@@ -103,3 +105,103 @@ def make_vit_gpt2(folder: Path, *, wide: bool = False, **gpt2: Any) -> Path:
         image_std=[0.5, 0.25, 0.2],
     )  # fmt: skip
     return folder
+
+
+def make_blip(folder: Path) -> Path:
+    """BLIP for captioning at 32 px; its start mark lies behind the tokenizer's words, as in the real ones."""
+    torch = pytest.importorskip("torch")
+    from transformers import BlipConfig, BlipForConditionalGeneration
+
+    size = write_bert_words(folder)
+    text = {
+        "vocab_size": size + 2, "hidden_size": 32, "encoder_hidden_size": 48, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 40, "bos_token_id": size,
+        "eos_token_id": 2, "sep_token_id": 3, "pad_token_id": 0, "max_length": 15,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 32, "patch_size": 8, "initializer_range": 0.02,
+    }  # fmt: skip
+    torch.manual_seed(4)
+    model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision)).eval()
+    liven(model)
+    model.save_pretrained(folder, safe_serialization=True)
+    write_processor(
+        folder, "BlipImageProcessor", size={"height": 32, "width": 32}, resample=3,
+        image_mean=[0.48, 0.46, 0.41], image_std=[0.27, 0.26, 0.28],
+    )  # fmt: skip
+    return folder
+
+
+def make_git(folder: Path) -> Path:
+    """GIT at 32 px."""
+    torch = pytest.importorskip("torch")
+    from transformers import GitConfig, GitForCausalLM
+
+    size = write_bert_words(folder)
+    vision = {
+        "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 32, "patch_size": 8,
+    }  # fmt: skip
+    config = GitConfig(
+        vision_config=vision, vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=3,
+        num_attention_heads=2, max_position_embeddings=30, bos_token_id=2, eos_token_id=3, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(5)
+    model = GitForCausalLM(config).eval()
+    liven(model)
+    model.generation_config.update(max_length=14)
+    model.save_pretrained(folder, safe_serialization=True)
+    write_clip_processor(folder)
+    return folder
+
+
+def make_clip(folder: Path) -> Path:
+    """CLIP at 32 px, with a fit larger than the cut."""
+    torch = pytest.importorskip("torch")
+    from transformers import CLIPConfig, CLIPModel
+
+    size = write_clip_words(folder)
+    text = {
+        "vocab_size": size, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "max_position_embeddings": 16, "bos_token_id": size - 2,
+        "eos_token_id": 2, "pad_token_id": 1,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 32, "patch_size": 8,
+    }  # fmt: skip
+    torch.manual_seed(6)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).eval()
+    liven(model)
+    model.save_pretrained(folder, safe_serialization=True)
+    write_clip_processor(folder, fit=36)
+    return folder
+
+
+def make_clipcap(folder: Path) -> Path:
+    """Our ClipCap at 32 px, with GPT-2's words beside it."""
+    torch = pytest.importorskip("torch")
+    import dataclasses
+
+    from tellapart.byte_pairs import byte_signs
+    from tellapart_model.clipcap import ClipCap, ClipCapConfig, save_clipcap
+
+    size = write_gpt2_words(folder)
+    torch.manual_seed(7)
+    model = ClipCap(dataclasses.replace(ClipCapConfig.toy(), vocabulary_size=size)).eval()
+    liven(model)
+    with torch.no_grad():  # random weights never say a full stop of themselves, so it is made likely
+        said = model.generate(torch.zeros(1, 3, 32, 32), stop_ids=[], beams=1)[0]
+        words = model.language.transformer.wte.weight
+        words[byte_signs().index(".")] = 1.02 * words[said[3]]
+    save_clipcap(folder, model)
+    return folder
+
+
+def write_clip_processor(folder: Path, *, fit: int = 32) -> None:
+    write_processor(
+        folder, "CLIPImageProcessor", size={"shortest_edge": fit}, resample=3, do_center_crop=True,
+        crop_size={"height": 32, "width": 32}, image_mean=[0.48145466, 0.4578275, 0.40821073],
+        image_std=[0.26862954, 0.26130258, 0.27577711],
+    )  # fmt: skip

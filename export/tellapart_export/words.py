@@ -36,6 +36,18 @@ class Words:
     merges: tuple[str, ...]
     lowercase: bool
 
+    def place(self, piece: str) -> int:
+        """The id of a piece.
+
+        Raises:
+            CheckpointError: there is no such piece.
+        """
+        if piece not in self.pieces:
+            raise CheckpointError(
+                f"{self.folder}: its tokenizer has no {piece!r}; it belongs to another checkpoint"
+            )
+        return self.pieces.index(piece)
+
     def grown(self, size: int, names: Mapping[int, str] | None = None) -> Words:
         """With as many pieces as the network has rows: names where they are known, fillers for the rest.
 

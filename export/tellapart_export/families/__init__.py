@@ -19,6 +19,10 @@ from tellapart_export.subject import Subject
 FAMILIES = {
     "compact": "compact",
     "vision-encoder-decoder": "vision_encoder_decoder",
+    "blip": "blip",
+    "git": "git",
+    "clip": "clip",
+    "clipcap": "clipcap",
 }
 """What `config.json` calls an architecture -> the module that knows it."""
 
