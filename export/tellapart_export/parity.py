@@ -174,6 +174,9 @@ class _Recorder:
         self.logits.append(answer["logits"][0])
         return answer
 
+    def run_quietly(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]] | None:
+        return self._session.run_quietly(feeds)
+
     def close(self) -> None:
         self._session.close()
 

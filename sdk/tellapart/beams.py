@@ -16,6 +16,9 @@ from tellapart.decode import CacheT, Hypothesis, Rules, Step, allow, hypothesis,
 from tellapart.errors import UsageError
 from tellapart.types import FloatArray, IntArray
 
+_GROUP = 64
+"""Tokens that are looked at together, see `best_continuations`."""
+
 Guide: TypeAlias = Callable[[FloatArray, CacheT], FloatArray]
 """`guide(log-probabilities (n, V), cache) -> scores (n, V)`, once a step. What may not come is -inf in both;
 a score is at most 0 and at least one of each row is finite."""
@@ -41,29 +44,30 @@ class _Beams:
         self, logprobs: FloatArray, steered: FloatArray, rules: Rules, *, beams: int, last: bool
     ) -> IntArray:
         """Take the best continuations by (m, V) scores; returns which beam each new one continues, (m',)."""
-        scores = self.totals[:, None] + steered
-        size = scores.shape[1]
+        size = steered.shape[1]
         parents: list[int] = []
         pieces: list[int] = []
         done: list[int] = []
         # Twice the width: even if every beam could end here, as many go on.
-        for place, flat in enumerate(_best(scores.ravel(), 2 * beams)):
+        flats, found = best_continuations(self.totals, steered, 2 * beams)
+        taken: list[float] = []
+        for place, (flat, total) in enumerate(zip(flats, found, strict=True)):
             parent, token = divmod(flat, size)
             if token != rules.end_id:
                 if not last and len(parents) < beams:
                     parents.append(parent)
                     pieces.append(token)
+                    taken.append(total)
             # An end mark that is not among the best now would only be a caption broken off.
             elif place < beams:
                 tokens = np.append(self.tokens[parent], token)
                 path = np.append(self.logprobs[parent], logprobs[parent, token])
-                total = float(scores[parent, token])
                 self.ended.append(hypothesis(tokens, path, rules, total=total))
                 done.append(parent)
         if last:  # those that go nowhere any more stay as they are, for want of better
             self._keep([beam for beam in range(len(self.totals)) if beam not in done])
         else:
-            self.totals = scores[parents, pieces]
+            self.totals = np.array(taken)
             self.tokens = np.column_stack([self.tokens[parents], np.array(pieces, np.int64)])
             self.logprobs = np.column_stack([self.logprobs[parents], logprobs[parents, pieces]])
         return np.array(parents, np.int64)
@@ -167,17 +171,43 @@ def beam_search(
     return [image.results(rules, n_best=n_best) for image in images]
 
 
-def _best(scores: npt.NDArray[np.float64], count: int) -> list[int]:
-    """Places of the best `count` scores that are not -inf, best first, the first place first among equals."""
-    if count < len(scores):
-        bar = np.partition(scores, len(scores) - count)[len(scores) - count]
-        places = np.flatnonzero(scores >= bar)
-    else:
-        places = np.arange(len(scores))
-    places = places[~np.isneginf(scores[places])]
-    order = np.argsort(-scores[places], kind="stable")[:count]
-    found: list[int] = places[order].tolist()
-    return found
+def best_continuations(
+    totals: npt.NDArray[np.float64], steered: FloatArray, count: int
+) -> tuple[list[int], list[float]]:
+    """The best continuations of some beams, found without sorting the whole vocabulary.
+
+    Tokens are looked at in groups of 64. The `count` best groups, by the best token of each, hold the `count`
+    best tokens, and only these few groups are added up and sorted.
+
+    Args:
+        totals: (m,) float64, score per beam so far.
+        steered: (m, V) float32, what each token would add; -inf for what may not come.
+        count: most continuations wanted.
+
+    Returns:
+        Places in the ravelled (m, V), and their scores totals + steered, best first, the first place first
+        among equals; what is -inf is left out.
+    """
+    size = steered.shape[1]
+    groups = max(size // _GROUP, 1)
+    whole = size - size % groups
+    # Group g is g, g + groups, g + 2 groups ...: the maximum then runs along memory.
+    tops = steered[:, :whole].reshape(len(totals), -1, groups).max(axis=1)
+    if whole < size:
+        tops[:, : size - whole] = np.maximum(tops[:, : size - whole], steered[:, whole:])
+    best = (totals[:, None] + tops).ravel()
+    bar = -np.inf
+    if count < len(best):
+        bar = np.partition(best, len(best) - count)[len(best) - count]
+    beams, group = np.divmod(np.flatnonzero(best >= bar), groups)
+    tokens = group[:, None] + np.arange(0, size, groups)
+    beams = np.broadcast_to(beams[:, None], tokens.shape)[tokens < size]
+    tokens = tokens[tokens < size]
+    scores = totals[beams] + steered[beams, tokens]
+    kept = np.flatnonzero((scores >= bar) & ~np.isneginf(scores))
+    places, scores = (beams * size + tokens)[kept], scores[kept]
+    order = np.lexsort((places, -scores))[:count]
+    return places[order].tolist(), scores[order].tolist()
 
 
 def _by_score(found: Hypothesis) -> float:

@@ -189,6 +189,8 @@ def peak_rss_of_bundle_mib(
         arguments += ["--model", str(bundle)]
     for provider in runtime.providers:
         arguments += ["--provider", provider]
+    if runtime.spin:
+        arguments.append("--spin")
     if options.beams is not None:
         arguments += ["--beams", str(options.beams)]
     done = subprocess.run(

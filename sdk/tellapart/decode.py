@@ -265,7 +265,8 @@ def allow(logprobs: FloatArray, tokens: IntArray, rules: Rules) -> FloatArray:
         (n, V) float32, a copy with -inf for what may not come; at least one token a row may.
     """
     allowed = logprobs.copy()
-    allowed[:, list(rules.banned_ids)] = -np.inf
+    for banned in rules.banned_ids:  # a column each: quicker than one list of them
+        allowed[:, banned] = -np.inf
     length = tokens.shape[1]
     if length < rules.min_new_tokens:
         allowed[:, rules.end_id] = -np.inf
@@ -278,5 +279,6 @@ def allow(logprobs: FloatArray, tokens: IntArray, rules: Rules) -> FloatArray:
         allowed[row, runs[row, place, -1]] = -np.inf
     # Where nothing is left, the end mark is: a caption too short or said twice beats none at all.
     stuck = np.isneginf(allowed.max(axis=1))
-    allowed[stuck, rules.end_id] = logprobs[stuck, rules.end_id]
+    if stuck.any():
+        allowed[stuck, rules.end_id] = logprobs[stuck, rules.end_id]
     return allowed

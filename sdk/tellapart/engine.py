@@ -16,10 +16,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, cast
 
-from tellapart.backends import Session, choose_backend, open_session
+from tellapart.backends import Session, choose_backend, count_threads, open_session
 from tellapart.bundle import Bundle, open_bundle
 from tellapart.errors import ClosedError, UsageError
 from tellapart.graphs import DecoderGraph, TextGraph, VisionGraph
@@ -29,6 +30,8 @@ from tellapart.tokenizer import Tokenizer
 from tellapart.types import ImageInput, RuntimeOptions, View
 
 GraphT = TypeVar("GraphT", VisionGraph, DecoderGraph, TextGraph)
+ItemT = TypeVar("ItemT")
+FoundT = TypeVar("FoundT")
 
 
 class _Opened:
@@ -38,6 +41,7 @@ class _Opened:
         self.lock = threading.Lock()
         self.graphs: dict[str, VisionGraph | DecoderGraph | TextGraph] = {}
         self.load_ms = 0.0
+        self.pool: ThreadPoolExecutor | None = None
 
 
 class Engine:
@@ -47,6 +51,7 @@ class Engine:
         bundle: the verified bundle.
         path: what the bundle was opened by, absolute; None is the embedded one.
         runtime: backend, providers and threads.
+        backend: name of the one that was chosen.
         tokenizer: of the bundle's vocabulary.
     """
 
@@ -65,7 +70,7 @@ class Engine:
         self.runtime = runtime
         self.bundle: Bundle = open_bundle(path)
         try:
-            choose_backend(self.bundle, runtime)
+            self.backend = choose_backend(self.bundle, runtime)
             self.tokenizer = Tokenizer.from_bundle(self.bundle)
         except BaseException:
             self.bundle.close()
@@ -108,6 +113,29 @@ class Engine:
             spent, opened.load_ms = opened.load_ms, 0.0
         return spent
 
+    def spread(self, work: Callable[[ItemT], FoundT], items: Sequence[ItemT]) -> list[FoundT]:
+        """Small independent runs of one graph, side by side on as many threads as the options allow.
+
+        Each is the same run as alone, so the results are too. The first error is raised.
+
+        Args:
+            work: must not call this again.
+            items: what to do.
+
+        Returns:
+            The results in the order of the items.
+        """
+        width = count_threads(self.backend, self.runtime)
+        if width == 1 or len(items) < 2:
+            return [work(item) for item in items]
+        opened = self._here()
+        with opened.lock:
+            self.check_open()
+            if opened.pool is None:  # its threads start when they are needed, and sleep in between
+                opened.pool = ThreadPoolExecutor(width, "tellapart-texts")
+            found = [opened.pool.submit(work, item) for item in items]
+        return [future.result() for future in found]
+
     def close(self) -> None:
         """Let all graphs and the bundle go; further calls do nothing."""
         if self._closed:
@@ -118,6 +146,9 @@ class Engine:
             for graph in opened.graphs.values():
                 graph.session.close()
             opened.graphs.clear()
+            pool, opened.pool = opened.pool, None
+        if pool is not None:  # what was handed to it is still done
+            pool.shutdown(wait=False)
         # A zip's unpacked copy belongs to the process that unpacked it, and a child must not take it away.
         if os.getpid() == self._owner:
             self.bundle.close()

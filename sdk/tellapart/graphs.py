@@ -63,6 +63,7 @@ class DecoderGraph:
         """Wrap a session of role "decoder"."""
         self.session = session
         self._rows_apart: bool | None = None
+        self._shares_image: bool | None = None
 
     def step(self, ids: IntArray, cache: KVCache) -> FloatArray:
         """One step; a `decode.Step`.
@@ -77,7 +78,7 @@ class DecoderGraph:
         Raises:
             BackendError: the graph failed, or gave numbers that are none.
         """
-        answer = self.session.run({"ids": ids[:, None], "past_kv": cache.past, "cross_kv": cache.cross})
+        answer = self._run(ids, cache)
         cache.append(answer["present_kv"])
         logprobs = log_softmax(answer["logits"])
         # One NaN or infinity spoils the sum of its row, so the first column knows about all.
@@ -87,6 +88,25 @@ class DecoderGraph:
                 "compare the bundle with its checkpoint: tellapart export writes a parity report"
             )
         return logprobs
+
+    def _run(self, ids: IntArray, cache: KVCache) -> dict[str, npt.NDArray[Any]]:
+        """One run; beams of one image share its keys and values where that gives the same numbers.
+
+        A graph whose attention is a plain matrix product stretches one image over all rows by itself, which
+        saves a copy of it for every beam and step. Others refuse. Which it is is tried once, both ways.
+        """
+        feeds: dict[str, npt.NDArray[Any]] = {"ids": ids[:, None], "past_kv": cache.past}
+        one = cache.shared_cross if self._shares_image is not False else None
+        if one is None:
+            return self.session.run({**feeds, "cross_kv": cache.cross})
+        if self._shares_image:
+            return self.session.run({**feeds, "cross_kv": one})
+        answer = self.session.run({**feeds, "cross_kv": cache.cross})
+        shared = self.session.run_quietly({**feeds, "cross_kv": one})
+        self._shares_image = shared is not None and all(
+            np.array_equal(shared[name], array) for name, array in answer.items()
+        )
+        return answer
 
     def keeps_rows_apart(self, cross_kv: FloatArray) -> bool:
         """Whether a row's numbers are the same, bit for bit, in a batch and alone.

@@ -2,6 +2,9 @@
 
 Letters: L layers, H heads, D width of a head, N image tokens, P past tokens, n rows (beams or captions).
 Layouts are those of the decoder graph: in axis 0, 2l holds the keys of layer l and 2l + 1 its values.
+
+Keys and values of the image are written once, by the vision graph. Beams of one image read that one copy
+where the graph can (`DecoderGraph`); a copy for each row is made only for rows of different images.
 """
 
 from __future__ import annotations
@@ -17,15 +20,14 @@ class KVCache:
 
     Attributes:
         past: (2L, n, H, P, D) float32, grows by one token a step.
-        cross: (2L, n, H, N, D) float32, the image that each row describes; never changes by a step.
     """
 
     def __init__(self, past: FloatArray, cross: FloatArray) -> None:
         """Start with one row an image; `KVCache.empty` is the way to call this."""
         self.past = past
-        self.cross = cross
         self._images = cross
         self._image_of_row: IntArray = np.arange(cross.shape[1])
+        self._cross: FloatArray | None = cross
 
     @classmethod
     def empty(cls, cross_kv: FloatArray) -> KVCache:
@@ -56,6 +58,21 @@ class KVCache:
         """How many tokens the past holds, P: the position of the next one."""
         return int(self.past.shape[3])
 
+    @property
+    def cross(self) -> FloatArray:
+        """(2L, n, H, N, D) float32, the image that each row describes; never changes by a step."""
+        if self._cross is None:
+            self._cross = self._images[:, self._image_of_row]
+        return self._cross
+
+    @property
+    def shared_cross(self) -> FloatArray | None:
+        """(2L, 1, H, N, D) float32 where all of two or more rows describe one image, else None."""
+        first = self._image_of_row[:1]
+        if self.rows < 2 or (self._image_of_row != first).any():
+            return None
+        return self._images if self._images.shape[1] == 1 else self._images[:, first]
+
     def append(self, present: FloatArray) -> None:
         """Take the past that a step gave back, longer by one token.
 
@@ -82,5 +99,4 @@ class KVCache:
         image_of_row = self._image_of_row[rows]
         # Beams change places within their image at most steps; its keys and values then stay where they are.
         if not np.array_equal(image_of_row, self._image_of_row):
-            self._image_of_row = image_of_row
-            self.cross = self._images[:, image_of_row]
+            self._image_of_row, self._cross = image_of_row, None

@@ -137,7 +137,13 @@ class Retriever:
         """
         self._check_open()
         _check_many(texts, "texts", (str, bytes))
-        return self._stack(self._embed_text(text) for text in texts)
+        asked = list(texts)
+        for text in asked:
+            if not isinstance(text, str):
+                raise UsageError(f"a text must be a string, got {type(text).__name__}")
+        distinct = list(dict.fromkeys(asked))
+        rows = dict(zip(distinct, self._engine.spread(self._embed_text, distinct), strict=True))
+        return self._stack(rows[text] for text in asked)
 
     def search(self, text: str, index: ImageIndex, *, top: int = 5) -> tuple[Match, ...]:
         """The images of an index that a text describes best.

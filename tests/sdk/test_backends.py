@@ -127,7 +127,8 @@ def test_threads_follow_the_role_and_the_options(bundle: Bundle) -> None:
 
     assert [threads(role) for role in ("decoder", "text")] == [1, 1]
     assert 1 <= threads("vision") <= 4
-    assert [threads(role, threads=3) for role in ("vision", "decoder", "text")] == [3, 3, 3]
+    # Texts are spread over runs, not inside one.
+    assert [threads(role, threads=3) for role in ("vision", "decoder", "text")] == [3, 3, 1]
     assert ort.physical_cores() >= 1
 
 

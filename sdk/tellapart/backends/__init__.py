@@ -51,6 +51,13 @@ class Session(Protocol):
             ClosedError: the session was closed.
         """
 
+    def run_quietly(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]] | None:
+        """As `run`, for inputs that the graph may refuse: None then, and nothing in any log.
+
+        Raises:
+            ClosedError: the session was closed.
+        """
+
     def close(self) -> None:
         """Give the memory back; further calls do nothing."""
 
@@ -77,6 +84,18 @@ def choose_backend(bundle: Bundle, runtime: RuntimeOptions) -> str:
     level = logging.INFO if runtime.backend == "auto" else logging.DEBUG
     _LOG.log(level, "backend %s %s on %s: %s", name, ort.runtime_version(), " then ".join(providers), reason)
     return name
+
+
+def count_threads(backend: str, runtime: RuntimeOptions) -> int:
+    """How many threads the options allow for one image, "auto" decided.
+
+    Args:
+        backend: what `choose_backend` gave.
+        runtime: what was asked for.
+    """
+    from tellapart.backends import ort
+
+    return ort.count_threads(runtime)
 
 
 def _check_backend(bundle: Bundle, runtime: RuntimeOptions) -> tuple[str, str]:

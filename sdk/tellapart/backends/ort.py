@@ -5,8 +5,10 @@ What differs from its defaults, and why:
 - No thread spins. Idle workers of two sessions otherwise fight for the same cores: on two cores the compact
   model ran 1.4 to 2.3 times faster without, and an idle process costs nothing.
 - The decoder and the text tower run on one thread: a step is too small to share (a second thread bought
-  nothing). Vision gets the physical cores, up to four.
-- No arena: it keeps the largest step for ever, and the sizes here change with every token.
+  nothing), and several texts are better spread over several runs. Vision gets the physical cores, up to four.
+- Vision and text have no arena, which would keep their largest run for ever. The decoder has one: its steps
+  are small, and without it the ever changing sizes leave the heap in pieces (8 % slower and 8 MiB more).
+- No IO binding: with arrays on the CPU it was slower than a plain run (docs/runtime.md).
 - The graph is read from bytes that were hashed a moment ago, not from a path that may have changed since.
   Tensors outside the graph must lie in files that the manifest lists.
 - Its own log says errors only; everything that goes wrong arrives here as an exception.
@@ -36,7 +38,7 @@ from tellapart.types import RuntimeOptions
 
 _CPU = "CPUExecutionProvider"
 _MOST_AUTO_THREADS = 4  # half a GFLOP of vision has no work for more
-_ERRORS_ONLY = 3  # onnxruntime's scale: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
+_ERRORS_ONLY, _FATAL_ONLY = 3, 4  # onnxruntime's scale: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 
 
 def runtime_version() -> str:
@@ -84,7 +86,7 @@ def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> OrtSessi
     for location in outside:
         _verified_bytes(bundle, _listed_path(bundle, graph, location))
     threads = _count_threads(role, runtime)
-    options = _session_options(threads)
+    options = session_options(role, threads, runtime)
     if outside:
         folder = (bundle.root / graph.file).parent
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
@@ -145,6 +147,19 @@ class OrtSession:
             ) from error
         return dict(zip(self._outputs, values, strict=True))
 
+    def run_quietly(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]] | None:
+        """As `run`, and None where the graph refuses; see `backends.Session.run_quietly`."""
+        session = self._session
+        if session is None:
+            raise ClosedError(f"the {self._graph.role} graph of {self._name} was closed; open another")
+        options = _load().RunOptions()
+        options.log_severity_level = _FATAL_ONLY
+        try:
+            values = session.run(self._outputs, dict(feeds), options)
+        except Exception:  # onnxruntime's exceptions share no base but this
+            return None
+        return dict(zip(self._outputs, values, strict=True))
+
     def close(self) -> None:
         """Let the session go; a run in another thread still ends well, as it holds its own reference."""
         self._session = None
@@ -162,17 +177,23 @@ def _load() -> Any:
     return onnxruntime
 
 
-def _session_options(threads: int) -> Any:
+def session_options(role: str, threads: int, runtime: RuntimeOptions) -> Any:
+    """An `onnxruntime.SessionOptions` as the top of the module says.
+
+    Args:
+        role: "vision", "decoder" or "text".
+        threads: inside the graph.
+        runtime: whether they spin.
+    """
     ort = _load()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.enable_cpu_mem_arena = False
-    options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = role == "decoder"
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if runtime.spin else "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     return options
 
@@ -200,9 +221,14 @@ def _listed_path(bundle: Bundle, graph: GraphSpec, location: str) -> str:
 
 
 def _count_threads(role: str, runtime: RuntimeOptions) -> int:
-    if runtime.threads != "auto":
-        return runtime.threads
-    return min(physical_cores(), _MOST_AUTO_THREADS) if role == "vision" else 1
+    # Several texts at once are the engine's to spread out, see `Engine.spread`.
+    shared = role == "vision" or (role == "decoder" and runtime.threads != "auto")
+    return count_threads(runtime) if shared else 1
+
+
+def count_threads(runtime: RuntimeOptions) -> int:
+    """Threads that the options allow: what was asked for, or for "auto" the physical cores, at most four."""
+    return min(physical_cores(), _MOST_AUTO_THREADS) if runtime.threads == "auto" else runtime.threads
 
 
 def physical_cores() -> int:

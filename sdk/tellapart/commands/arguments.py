@@ -104,7 +104,12 @@ def _everywhere() -> argparse.ArgumentParser:
     group.add_argument(
         "--provider", action="append", default=[], metavar="NAME", help="execution provider; may be repeated"
     )
-    group.add_argument("--threads", type=_threads, default="auto", metavar="N|auto", help="threads per graph")
+    group.add_argument("--threads", type=_threads, default="auto", metavar="N|auto", help="threads per image")
+    group.add_argument(
+        "--spin",
+        action="store_true",
+        help="threads wait for each other by spinning while a graph runs: quicker on an idle machine only",
+    )
     group.add_argument("-v", "--verbose", action="store_true", help="say on stderr what was chosen and why")
     return shared
 

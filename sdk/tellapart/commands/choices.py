@@ -23,6 +23,7 @@ def runtime_options(args: argparse.Namespace) -> RuntimeOptions:
         backend=args.backend,
         providers=tuple(args.provider),
         threads=args.threads,
+        spin=args.spin,
         max_image_megapixels=getattr(args, "max_megapixels", None),
     )
 
