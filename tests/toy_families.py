@@ -51,6 +51,19 @@ def write_bert_words(folder: Path) -> int:
     return len(pieces)
 
 
+def write_sentencepiece(folder: Path) -> int:
+    """A SentencePiece of unigrams, trained here; its marks lie where SigLIP's do."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ["a dog runs through the grass", "two girls with red and white kites at the beach", "it is windy"]
+    with (folder / "spiece.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines * 20), model_writer=file, vocab_size=60, hard_vocab_limit=False,
+            pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+        )  # fmt: skip
+    return sentencepiece.SentencePieceProcessor(str(folder / "spiece.model")).get_piece_size()
+
+
 def write_processor(folder: Path, kind: str, **settings: Any) -> None:
     """`preprocessor_config.json` with the settings that matter."""
     page = {
@@ -176,6 +189,31 @@ def make_clip(folder: Path) -> Path:
     liven(model)
     model.save_pretrained(folder, safe_serialization=True)
     write_clip_processor(folder, fit=36)
+    return folder
+
+
+def make_siglip(folder: Path) -> Path:
+    """SigLIP at 32 px."""
+    torch = pytest.importorskip("torch")
+    from transformers import SiglipConfig, SiglipModel
+
+    size = write_sentencepiece(folder)
+    text = {
+        "vocab_size": size, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "max_position_embeddings": 12, "projection_size": 32,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 32, "patch_size": 8,
+    }  # fmt: skip
+    torch.manual_seed(8)
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).eval()
+    liven(model, factor=2.0)
+    model.save_pretrained(folder, safe_serialization=True)
+    write_processor(
+        folder, "SiglipImageProcessor", size={"height": 32, "width": 32}, resample=3, image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )  # fmt: skip
     return folder
 
 

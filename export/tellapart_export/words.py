@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from tellapart.byte_pairs import WORD_END, BytePairTokenizer
-from tellapart.errors import CheckpointError, ParityError
+from tellapart.errors import CheckpointError, MissingExtraError, ParityError
 from tellapart.manifest import Vocabulary
 from tellapart.tokenizer import Tokenizer
+from tellapart.unigrams import UnigramTokenizer
 from tellapart_export.hugging_face import quiet
+
+SENTENCEPIECE = "spiece.model"
 
 TEXTS = (
     "a dog runs through the grass",
@@ -31,10 +34,12 @@ class Words:
 
     folder: Path
     kind: str
-    """"wordpiece", "byte_bpe" or "clip_bpe"."""
+    """"wordpiece", "byte_bpe", "clip_bpe" or "unigram"."""
     pieces: tuple[str, ...]
     merges: tuple[str, ...]
     lowercase: bool
+    scores: tuple[str, ...] = ()
+    """Of unigrams: a number for each piece."""
 
     def place(self, piece: str) -> int:
         """The id of a piece.
@@ -62,7 +67,8 @@ class Words:
             )
         names = names or {}
         more = [names.get(index, f"[unused-{index}]") for index in range(len(self.pieces), size)]
-        return dataclasses.replace(self, pieces=(*self.pieces, *more))
+        scores = (*self.scores, *["0"] * len(more)) if self.kind == "unigram" else ()
+        return dataclasses.replace(self, pieces=(*self.pieces, *more), scores=scores)
 
     def page(
         self, *, pad: int, unknown: int, start: int, end: int, max_text_tokens: int
@@ -79,12 +85,15 @@ class Words:
                     f"{len(self.pieces)} tokens"
                 )
         files = {"vocab.txt": _file(self.pieces)}
-        if self.kind != "wordpiece":
+        if self.kind == "unigram":
+            files["scores.txt"] = _file(self.scores)
+        elif self.kind != "wordpiece":
             files["merges.txt"] = _file(self.merges)
         page = Vocabulary(
             file="vocab.txt",
             kind=self.kind,
-            merges="" if self.kind == "wordpiece" else "merges.txt",
+            merges="merges.txt" if "merges.txt" in files else "",
+            scores="scores.txt" if "scores.txt" in files else "",
             lowercase=self.lowercase,
             pad=self.pieces[pad],
             unknown=self.pieces[unknown],
@@ -102,6 +111,8 @@ def read_words(folder: Path) -> Words:
         CheckpointError: none of them is there, or they are of a kind that the device cannot read.
     """
     try:
+        if (folder / SENTENCEPIECE).is_file():
+            return _unigrams(folder)
         if (folder / "tokenizer.json").is_file():
             return _from_tokenizer_json(folder)
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
@@ -153,6 +164,8 @@ def device_tokenizer(vocabulary: Vocabulary, files: Mapping[str, bytes]) -> Toke
     pieces = files[vocabulary.file].decode("utf-8")
     if vocabulary.kind == "wordpiece":
         return Tokenizer.from_lines(pieces.rstrip("\n").split("\n"), vocabulary)
+    if vocabulary.kind == "unigram":
+        return UnigramTokenizer.from_files(vocabulary, pieces, files[vocabulary.scores].decode("utf-8"))
     return BytePairTokenizer.from_files(vocabulary, pieces, files[vocabulary.merges].decode("utf-8"))
 
 
@@ -168,6 +181,7 @@ def reference_tokenizer(folder: Path, kind: str) -> Any:
         "wordpiece": "BertTokenizerFast",
         "byte_bpe": "GPT2TokenizerFast",
         "clip_bpe": "CLIPTokenizerFast",
+        "unigram": "SiglipTokenizer",
     }[kind]
     try:
         with quiet():
@@ -189,9 +203,8 @@ def _from_tokenizer_json(folder: Path) -> Words:
         merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
         return _pairs(folder, model["vocab"], merges, added)
     raise CheckpointError(
-        f"{folder}: its tokenizer is of the kind {kind!r}, and the device reads WordPiece and byte pairs as "
-        f"GPT-2 and "
-        "CLIP have them"
+        f"{folder}: its tokenizer is of the kind {kind!r}, and the device reads WordPiece, byte pairs as "
+        f"GPT-2 and CLIP have them, and unigrams from a {SENTENCEPIECE}"
     )
 
 
@@ -205,6 +218,29 @@ def _pairs(folder: Path, pieces: Mapping[str, int], merges: list[str], added: Ma
     kind = "clip_bpe" if any(piece.endswith(WORD_END) for piece in pieces) else "byte_bpe"
     lines = tuple(line for line in merges if line and not line.startswith("#version"))
     return Words(folder, kind, _in_order(folder, {**added, **pieces}), lines, kind == "clip_bpe")
+
+
+def _unigrams(folder: Path) -> Words:
+    try:
+        from sentencepiece import sentencepiece_model_pb2 as pages
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("export", "Reading a spiece.model needs sentencepiece") from error
+    page: Any = vars(pages)["ModelProto"]()  # made at run time, which type checkers do not see
+    try:
+        page.ParseFromString((folder / SENTENCEPIECE).read_bytes())
+    except Exception as error:  # protobuf's own, which has no base of ours to name
+        raise CheckpointError(f"{folder / SENTENCEPIECE} is damaged ({error}); download it again") from error
+    kinds = page.SentencePiece.Type
+    odd = sorted({kinds.Name(piece.type) for piece in page.pieces} & {"USER_DEFINED", "BYTE", "UNUSED"})
+    spec = page.normalizer_spec
+    if page.trainer_spec.model_type != page.trainer_spec.UNIGRAM or odd or spec.name != "nmt_nfkc":
+        raise CheckpointError(
+            f"{folder / SENTENCEPIECE}: the device reads unigrams normalised by nmt_nfkc without pieces of "
+            f"other kinds, and this one has {spec.name!r} and {odd or 'no unigrams'}"
+        )
+    pieces = _in_order(folder, {piece.piece: index for index, piece in enumerate(page.pieces)})
+    # repr: the shortest text that gives the same number.
+    return Words(folder, "unigram", pieces, (), True, tuple(repr(piece.score) for piece in page.pieces))
 
 
 def _in_order(folder: Path, pieces: Mapping[str, int]) -> tuple[str, ...]:

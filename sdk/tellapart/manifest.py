@@ -35,7 +35,7 @@ _SEEN = {"captioner": "cross_kv", "retriever": "embedding"}  # what each needs o
 ROLES = ("vision", "decoder", "text")
 TARGETS = ("onnx", "openvino", "coreml")
 RESIZES = ("squash", "crop")
-VOCABULARIES = ("wordpiece", "byte_bpe", "clip_bpe")
+VOCABULARIES = ("wordpiece", "byte_bpe", "clip_bpe", "unigram")
 FILTERS = ("bilinear", "bicubic", "lanczos")
 DTYPES = ("bool", "uint8", "int8", "int32", "int64", "float16", "float32")
 
@@ -102,10 +102,13 @@ class Vocabulary:
     """One piece a line, its id is its line number from 0."""
 
     kind: str = "wordpiece"
-    """"wordpiece" (BERT), "byte_bpe" (GPT-2) or "clip_bpe" (CLIP)."""
+    """"wordpiece" (BERT), "byte_bpe" (GPT-2), "clip_bpe" (CLIP) or "unigram" (SentencePiece as SigLIP)."""
 
     merges: str = ""
     """File of the pairs that are joined, best first; only for the two kinds of byte pairs."""
+
+    scores: str = ""
+    """File of the pieces' log-probabilities, one a line; only for unigrams."""
 
     lowercase: bool = True
     pad: str = "[PAD]"
@@ -314,6 +317,7 @@ def _read_vocabulary(section: Section) -> Vocabulary:
         kind=section.choice("kind", VOCABULARIES),
         file=section.text("file"),
         merges=section.text("merges", default=""),
+        scores=section.text("scores", default=""),
         lowercase=section.boolean("lowercase"),
         pad=section.text("pad"),
         unknown=section.text("unknown"),
@@ -324,8 +328,10 @@ def _read_vocabulary(section: Section) -> Vocabulary:
     special = (vocabulary.pad, vocabulary.unknown, vocabulary.start, vocabulary.end)
     if vocabulary.kind == "wordpiece" and len(set(special)) != len(special):
         raise section.error("pad", f"and the other special pieces must all differ, got {list(special)}")
-    if (vocabulary.kind == "wordpiece") == bool(vocabulary.merges):
+    if (vocabulary.kind in ("byte_bpe", "clip_bpe")) != bool(vocabulary.merges):
         raise section.error("merges", f"is a file for byte pairs alone, and the kind is {vocabulary.kind}")
+    if (vocabulary.kind == "unigram") != bool(vocabulary.scores):
+        raise section.error("scores", f"is a file for unigrams alone, and the kind is {vocabulary.kind}")
     return vocabulary
 
 
@@ -386,6 +392,8 @@ def _check_references(manifest: Manifest, bundle: str) -> None:
     words = [("the vocabulary", manifest.vocabulary.file)]
     if manifest.vocabulary.merges:
         words.append(("the merges", manifest.vocabulary.merges))
+    if manifest.vocabulary.scores:
+        words.append(("the scores", manifest.vocabulary.scores))
     for what, path in [*words, *wanted]:
         if path not in manifest.files:
             raise manifest_error(bundle, f"names {path!r} for {what}, and its files do not list it")

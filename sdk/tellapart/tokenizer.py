@@ -139,13 +139,17 @@ class Tokenizer:
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> Tokenizer:
-        """The tokenizer of an opened bundle: this one, or that of `tellapart.byte_pairs`.
+        """The tokenizer of an opened bundle: this one, or that of `tellapart.byte_pairs` or `.unigrams`.
 
         Raises:
             VocabularyError: the file is not UTF-8 text, or as for `from_lines`.
         """
         vocabulary = bundle.manifest.vocabulary
         pieces = _read_text(bundle, vocabulary.file)
+        if vocabulary.kind == "unigram":
+            from tellapart.unigrams import UnigramTokenizer  # it builds on this module
+
+            return UnigramTokenizer.from_files(vocabulary, pieces, _read_text(bundle, vocabulary.scores))
         if vocabulary.kind != "wordpiece":
             from tellapart.byte_pairs import BytePairTokenizer  # it builds on this module
 

@@ -28,7 +28,7 @@ from tellapart.cli import main  # noqa: E402
 from tellapart.errors import BundleError, CheckpointError, ParityError, UsageError  # noqa: E402
 from tellapart_export.build import ExportOptions, export_bundle  # noqa: E402
 from tellapart_export.families import FAMILIES, open_checkpoint  # noqa: E402
-from toy_families import make_blip, make_clip, make_clipcap, make_git, make_vit_gpt2  # noqa: E402
+from toy_families import make_blip, make_clip, make_clipcap, make_git, make_siglip, make_vit_gpt2  # noqa: E402
 
 pytestmark = pytest.mark.train
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ CAPTIONERS = {
     "git": make_git,
     "clipcap": make_clipcap,
 }
-MAKERS = {**CAPTIONERS, "clip": make_clip}
+MAKERS = {**CAPTIONERS, "clip": make_clip, "siglip": make_siglip}
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +225,24 @@ def test_clip_embeds_as_transformers_does(made: Any) -> None:
         assert opened.manifest.preprocessing.resize_px == 36
     assert set(parity["embeddings"]) == {"images", "texts"}
     assert "greedy_tokens_equal" not in parity
+
+
+def test_siglip_embeds_as_transformers_does(made: Any) -> None:
+    folder, bundle = made("siglip")
+    model = transformers.SiglipModel.from_pretrained(folder).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, use_fast=False)
+    words = transformers.SiglipTokenizer.from_pretrained(folder)
+    texts = ["The dog runs!", "", "two red 2", "Ünknown"]
+    photos = [Image.open(path).convert("RGB") for path in PHOTOS]
+    with torch.no_grad():
+        images = model.get_image_features(**processor(photos, return_tensors="pt")).numpy()
+        ids = words(texts, padding="max_length", truncation=True, max_length=12, return_tensors="pt")
+        rows = model.get_text_features(ids["input_ids"]).numpy()
+    assert len({tuple(row) for row in ids["input_ids"].tolist()}) == len(texts)
+    with Retriever.open(bundle) as retriever:
+        for found, wanted in ((retriever.embed_images(PHOTOS), images), (retriever.embed_texts(texts), rows)):
+            np.testing.assert_allclose(found, wanted / np.linalg.norm(wanted, axis=1)[:, None], atol=1e-5)
+        assert np.ptp(retriever.embed_texts(texts), axis=0).max() > 1e-3  # else equal rows would say little
 
 
 def test_a_retriever_makes_no_captions_to_shape(made: Any, tmp_path: Path) -> None:

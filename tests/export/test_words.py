@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 
 from tellapart.errors import CheckpointError, ParityError
 from tellapart_export.words import Words, check_words, device_tokenizer, read_words, reference_tokenizer
-from toy_families import write_bert_words, write_clip_words, write_gpt2_words
+from toy_families import write_bert_words, write_clip_words, write_gpt2_words, write_sentencepiece
 
 pytestmark = pytest.mark.train
 WRITERS = {"byte_bpe": write_gpt2_words, "clip_bpe": write_clip_words, "wordpiece": write_bert_words}
@@ -27,6 +27,8 @@ LETTERS = st.characters(max_codepoint=0x2FFFF, exclude_categories=("Cn", "Co", "
 
 def page(words: Words) -> tuple[Any, dict[str, bytes]]:
     last = len(words.pieces) - 1
+    if words.kind == "unigram":
+        return words.page(pad=1, unknown=2, start=1, end=1, max_text_tokens=20)
     if words.kind == "wordpiece":
         return words.page(pad=0, unknown=1, start=2, end=3, max_text_tokens=20)
     start = last - 1 if words.kind == "clip_bpe" else last
@@ -42,6 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         reference_tokenizer(base / kind, kind).save_pretrained(base / f"{kind}-new")
         for old in ("vocab.json", "merges.txt", "vocab.txt"):
             (base / f"{kind}-new" / old).unlink(missing_ok=True)
+    write_sentencepiece(base / "unigram")
     return {path.name: path for path in base.iterdir()}
 
 
@@ -52,7 +55,7 @@ def test_both_ways_of_storing_words_are_read_alike(kind: str, folders: dict[str,
     assert check_words(old, *page(old)) == check_words(new, *page(new)) == 6
 
 
-@pytest.mark.parametrize("kind", ["byte_bpe", "clip_bpe"])
+@pytest.mark.parametrize("kind", ["byte_bpe", "clip_bpe", "unigram"])
 def test_texts_are_cut_alike(kind: str, folders: dict[str, Path]) -> None:
     words = read_words(folders[kind])
     ours, theirs = device_tokenizer(*page(words)), reference_tokenizer(folders[kind], kind)
@@ -79,6 +82,20 @@ def test_a_tokenizer_with_rules_of_its_own_is_noticed(folders: dict[str, Path], 
     words = read_words(tmp_path)
     with pytest.raises(ParityError, match="rules that a bundle cannot describe"):
         check_words(words, *page(words))
+
+
+def test_a_sentencepiece_of_another_kind_is_refused(tmp_path: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    with (tmp_path / "spiece.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["a dog runs"] * 9), model_writer=file, vocab_size=14, model_type="bpe",
+            hard_vocab_limit=False, minloglevel=2,
+        )  # fmt: skip
+    with pytest.raises(CheckpointError, match="reads unigrams"):
+        read_words(tmp_path)
+    (tmp_path / "spiece.model").write_bytes(b"\x0a\xffnothing")
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_words(tmp_path)
 
 
 def test_words_that_cannot_be_read(tmp_path: Path, folders: dict[str, Path]) -> None:

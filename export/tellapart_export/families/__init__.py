@@ -22,6 +22,7 @@ FAMILIES = {
     "blip": "blip",
     "git": "git",
     "clip": "clip",
+    "siglip": "siglip",
     "clipcap": "clipcap",
 }
 """What `config.json` calls an architecture -> the module that knows it."""
