@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 TINY_BUNDLE = Path(__file__).parent / "data" / "tiny_bundle"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_bundle() -> Path:
     """The committed bundle of `make_tiny_bundle.py`; copy it before changing it."""
     return TINY_BUNDLE

@@ -20,7 +20,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder that `tellapart train` wrote, or of a Hugging Face model, or its name on the hub",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder or .zip to make")
-    parser.add_argument("--target", nargs="+", default=["onnx"], help="formats to write (this version: onnx)")
+    parser.add_argument(
+        "--target", nargs="+", default=["onnx"], help="formats to write: onnx, openvino (default onnx)"
+    )
     parser.add_argument("--name", default="", help="name in the manifest (default: that of the checkpoint)")
     parser.add_argument(
         "--images",

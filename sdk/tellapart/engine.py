@@ -20,7 +20,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, cast
 
-from tellapart.backends import Session, choose_backend, count_threads, open_session
+from tellapart.backends import Session, choose_backend, open_session
+from tellapart.backends.threads import count_threads
 from tellapart.bundle import Bundle, open_bundle
 from tellapart.errors import ClosedError, UsageError
 from tellapart.graphs import DecoderGraph, TextGraph, VisionGraph
@@ -125,7 +126,7 @@ class Engine:
         Returns:
             The results in the order of the items.
         """
-        width = count_threads(self.backend, self.runtime)
+        width = count_threads(self.runtime)
         if width == 1 or len(items) < 2:
             return [work(item) for item in items]
         opened = self._here()

@@ -197,6 +197,8 @@ class Manifest:
         for name in ("preprocessing", "vocabulary", "decoding"):
             section = getattr(self, name)
             page[name] = {item.name: _plain(getattr(section, item.name)) for item in fields(section)}
+        if not self.vocabulary.scores:
+            del page["vocabulary"]["scores"]  # most bundles have none, and readers that are older know none
         page["graphs"] = [
             {
                 "role": graph.role,

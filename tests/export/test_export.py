@@ -190,8 +190,8 @@ def test_the_command_says_so_with_status_1(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_options_check_themselves() -> None:
-    with pytest.raises(UsageError, match="openvino"):
-        ExportOptions(targets=("openvino",))
+    with pytest.raises(UsageError, match="coreml"):
+        ExportOptions(targets=("coreml",))
     with pytest.raises(UsageError, match="split"):
         ExportOptions(split="val")
     with pytest.raises(UsageError, match="limit"):

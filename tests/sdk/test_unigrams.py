@@ -39,6 +39,17 @@ def test_the_largest_sum_wins_not_the_longest_piece() -> None:
     assert words.decode(words.encode("A dog, a dog.")) == "a dog a dog"
 
 
+def test_an_unknown_sign_costs_more_than_the_worst_piece() -> None:
+    pieces = {"</s>": 0.0, "<unk>": 0.0, SPACE: -1.0, "xe": -9.0, "b": -9.0, "e": -1.0, "eb": -1.0}
+    page = Vocabulary(
+        kind="unigram", scores="scores.txt", pad="</s>", unknown="<unk>", start="</s>", end="</s>"
+    )
+    lines = "\n".join(map(str, pieces.values()))
+    words = UnigramTokenizer.from_files(page, "\n".join(pieces), lines)
+    # -9 - 9 against -(9 + 10) - 1: the sign "x", of which there is no piece, is not worth its price.
+    assert words.pieces("xeb") == [SPACE, "xe", "b"]
+
+
 def test_unknown_signs_in_a_row_are_one() -> None:
     words = tokenizer()
     assert words.pieces("xyz a") == [SPACE, "<unk>", f"{SPACE}a"]

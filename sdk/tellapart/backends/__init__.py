@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -21,8 +22,9 @@ _LOG = logging.getLogger(__name__)
 TARGET_OF = {"onnxruntime": "onnx", "openvino": "openvino", "coreml": "coreml"}
 """Backends by name, and the target in a bundle's graph table that each reads."""
 
-IMPLEMENTED = ("onnxruntime",)
-"""Backends that this version has; the others of `TARGET_OF` come later."""
+IMPLEMENTED = ("onnxruntime", "openvino")
+"""Backends that this version has, in the order in which "auto" tries them; the others of `TARGET_OF` come
+later."""
 
 
 class Session(Protocol):
@@ -78,34 +80,19 @@ def choose_backend(bundle: Bundle, runtime: RuntimeOptions) -> str:
         MissingExtraError: its package is not installed.
     """
     name, reason = _check_backend(bundle, runtime)
-    from tellapart.backends import ort
-
-    providers = ort.choose_providers(runtime.providers)
+    module = _module(name)
+    providers = module.choose_providers(runtime.providers)
     level = logging.INFO if runtime.backend == "auto" else logging.DEBUG
-    _LOG.log(level, "backend %s %s on %s: %s", name, ort.runtime_version(), " then ".join(providers), reason)
+    version = module.runtime_version()
+    _LOG.log(level, "backend %s %s on %s: %s", name, version, " then ".join(providers), reason)
     return name
-
-
-def count_threads(backend: str, runtime: RuntimeOptions) -> int:
-    """How many threads the options allow for one image, "auto" decided.
-
-    Args:
-        backend: what `choose_backend` gave.
-        runtime: what was asked for.
-    """
-    from tellapart.backends import ort
-
-    return ort.count_threads(runtime)
 
 
 def _check_backend(bundle: Bundle, runtime: RuntimeOptions) -> tuple[str, str]:
     """The backend's name, and why it was chosen."""
     if runtime.backend == "auto":
-        # With one backend implemented the choice is short; the reason still says what was passed over.
-        others = ", ".join(name for name in TARGET_OF if name not in IMPLEMENTED)
-        name, reason = "onnxruntime", f"{others} are not in this version"
-    else:
-        name, reason = runtime.backend, "it was asked for"
+        return _first_able(bundle)
+    name = runtime.backend
     if name not in IMPLEMENTED:
         raise BackendError(
             f"the backend {name!r} comes in a later version of tellapart; this one has "
@@ -116,7 +103,46 @@ def _check_backend(bundle: Bundle, runtime: RuntimeOptions) -> tuple[str, str]:
             f"{bundle.name} has no graphs for {name}, only for {', '.join(bundle.manifest.targets)}; "
             f"export it again: tellapart export CHECKPOINT --target {TARGET_OF[name]}"
         )
-    return name, reason
+    return name, "it was asked for"
+
+
+def _first_able(bundle: Bundle) -> tuple[str, str]:
+    """The first backend that has graphs in the bundle and is installed; else the first that has graphs."""
+    able = [name for name in IMPLEMENTED if TARGET_OF[name] in bundle.manifest.targets]
+    if not able:
+        raise BackendError(
+            f"{bundle.name} has graphs for {', '.join(bundle.manifest.targets)} alone, which no backend of "
+            f"this version runs; export it again: tellapart export CHECKPOINT --target onnx"
+        )
+    # Where none is installed, the first one will say how to install it.
+    name = next((backend for backend in able if _is_installed(backend)), able[0])
+    notes = []
+    for other in TARGET_OF:
+        if other not in IMPLEMENTED:
+            notes.append(f"{other} comes in a later version")
+        elif other not in able:
+            notes.append(f"the bundle has no graphs for {other}")
+        elif other != name:
+            there = able.index(other) > able.index(name)
+            notes.append(f"{other} would be next" if there else f"{other} is not installed")
+    return name, "; ".join(notes)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):  # taken out of sight in this process, or half imported
+        return False
+
+
+def _module(name: str) -> Any:
+    if name == "openvino":
+        from tellapart.backends import ov
+
+        return ov
+    from tellapart.backends import ort
+
+    return ort
 
 
 def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> Session:
@@ -134,7 +160,6 @@ def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> Session:
         MissingExtraError: the backend's package is not installed.
     """
     # Which backend was chosen is said once, when a bundle is opened, and not again for each graph.
-    _check_backend(bundle, runtime)
-    from tellapart.backends import ort
-
-    return ort.open_session(bundle, role, runtime)
+    name, _ = _check_backend(bundle, runtime)
+    session: Session = _module(name).open_session(bundle, role, runtime)
+    return session

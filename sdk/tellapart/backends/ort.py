@@ -16,16 +16,15 @@ What differs from its defaults, and why:
 
 from __future__ import annotations
 
-import hashlib
-import os
 import posixpath
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
+from tellapart.backends.graph_files import check_names, first_line, verified_bytes
 from tellapart.backends.onnx_files import external_paths
+from tellapart.backends.threads import threads_of
 from tellapart.bundle import Bundle
 from tellapart.errors import (
     BackendError,
@@ -37,7 +36,6 @@ from tellapart.manifest import GraphSpec
 from tellapart.types import RuntimeOptions
 
 _CPU = "CPUExecutionProvider"
-_MOST_AUTO_THREADS = 4  # half a GFLOP of vision has no work for more
 _ERRORS_ONLY, _FATAL_ONLY = 3, 4  # onnxruntime's scale: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 
 
@@ -81,11 +79,11 @@ def choose_providers(wanted: tuple[str, ...]) -> tuple[str, ...]:
 def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> OrtSession:
     """Open the ONNX graph of a role; see `backends.open_session`."""
     graph = bundle.graph(role, "onnx")
-    model = _verified_bytes(bundle, graph.file)
+    model = verified_bytes(bundle, graph.file)
     outside = external_paths(model)
     for location in outside:
-        _verified_bytes(bundle, _listed_path(bundle, graph, location))
-    threads = _count_threads(role, runtime)
+        verified_bytes(bundle, _listed_path(bundle, graph, location))
+    threads = threads_of(role, runtime)
     options = session_options(role, threads, runtime)
     if outside:
         folder = (bundle.root / graph.file).parent
@@ -96,7 +94,7 @@ def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> OrtSessi
         session = ort.InferenceSession(model, sess_options=options, providers=list(providers))
     except Exception as error:  # onnxruntime's exceptions share no base but this
         raise BackendError(
-            f"onnxruntime refuses {graph.file} of {bundle.name}: {_first_line(error)}"
+            f"onnxruntime refuses {graph.file} of {bundle.name}: {first_line(error)}"
         ) from error
     used = tuple(session.get_providers())
     # It falls back to the CPU with a log line only when a provider's library does not load.
@@ -127,12 +125,7 @@ class OrtSession:
             ("inputs", session.get_inputs(), graph.inputs),
             ("outputs", session.get_outputs(), graph.outputs),
         ):
-            names = sorted(tensor.name for tensor in have)
-            if names != sorted(tensor.name for tensor in want):
-                raise BackendError(
-                    f"{graph.file} of {name} has the {what} {', '.join(names)}, and its manifest says "
-                    f"{', '.join(tensor.name for tensor in want)}; export the bundle again"
-                )
+            check_names(name, graph, what, [tensor.name for tensor in have], want)
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Compute all outputs; see `backends.Session.run`."""
@@ -143,7 +136,7 @@ class OrtSession:
             values = session.run(self._outputs, dict(feeds))
         except Exception as error:  # onnxruntime's exceptions share no base but this
             raise BackendError(
-                f"onnxruntime failed in the {self._graph.role} graph of {self._name}: {_first_line(error)}"
+                f"onnxruntime failed in the {self._graph.role} graph of {self._name}: {first_line(error)}"
             ) from error
         return dict(zip(self._outputs, values, strict=True))
 
@@ -198,17 +191,6 @@ def session_options(role: str, threads: int, runtime: RuntimeOptions) -> Any:
     return options
 
 
-def _verified_bytes(bundle: Bundle, path: str) -> bytes:
-    """A file's content, hashed again: what is parsed is what the manifest names, whatever happened since."""
-    content = bundle.read_bytes(path)
-    if hashlib.sha256(content).hexdigest() != bundle.manifest.files[path].sha256:
-        raise BundleIntegrityError(
-            f"{bundle.name}: {path} changed while the bundle was open; fetch or export the bundle again",
-            bundle=bundle.name,
-        )
-    return content
-
-
 def _listed_path(bundle: Bundle, graph: GraphSpec, location: str) -> str:
     path = posixpath.normpath(posixpath.join(posixpath.dirname(graph.file), location))
     if posixpath.isabs(location) or "\\" in location or path not in bundle.manifest.files:
@@ -218,34 +200,3 @@ def _listed_path(bundle: Bundle, graph: GraphSpec, location: str) -> str:
             bundle=bundle.name,
         )
     return path
-
-
-def _count_threads(role: str, runtime: RuntimeOptions) -> int:
-    # Several texts at once are the engine's to spread out, see `Engine.spread`.
-    shared = role == "vision" or (role == "decoder" and runtime.threads != "auto")
-    return count_threads(runtime) if shared else 1
-
-
-def count_threads(runtime: RuntimeOptions) -> int:
-    """Threads that the options allow: what was asked for, or for "auto" the physical cores, at most four."""
-    return min(physical_cores(), _MOST_AUTO_THREADS) if runtime.threads == "auto" else runtime.threads
-
-
-def physical_cores() -> int:
-    """Cores that this process may use, two threads of one core counted once."""
-    try:
-        processors = os.sched_getaffinity(0)
-    except AttributeError:  # not on Linux: half of what is there is near enough
-        return max(1, (os.cpu_count() or 1) // 2)
-    siblings = set()
-    for processor in processors:
-        page = Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
-        try:
-            siblings.add(page.read_text(encoding="ascii"))
-        except (OSError, UnicodeDecodeError):  # a container without /sys
-            siblings.add(str(processor))
-    return max(1, len(siblings))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,170 @@
+"""OpenVINO, held to the numbers of the float network.
+
+What differs from its defaults, and why:
+
+- float32 is float32: on processors with bfloat16 its default computes in that, silently, and is 1e-2 off.
+- Its fused attention ("snippets") is off: version 2026.4 gives wrong numbers once the past of a decoder has
+  grown beyond 15 tokens (errors of 2 to 15 in logits; off, they are within 1e-5).
+- One stream, no pinning: a device has other work to do. The text tower has a stream for each of the threads
+  that the engine spreads texts over.
+- Graph and weights are read from bytes that were hashed a moment ago, not from paths that may have changed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tellapart.backends.graph_files import check_names, first_line, verified_bytes
+from tellapart.backends.threads import count_threads, threads_of
+from tellapart.bundle import Bundle
+from tellapart.errors import BackendError, ClosedError, MissingExtraError
+from tellapart.manifest import GraphSpec
+from tellapart.types import RuntimeOptions
+
+_CPU = "CPU"
+
+
+def runtime_version() -> str:
+    """Version of the installed OpenVINO.
+
+    Raises:
+        MissingExtraError: there is none.
+        BackendError: it is installed and does not load.
+    """
+    return str(_load().__version__).split("-")[0]
+
+
+def choose_providers(wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """The device that was asked for, or the CPU: which others there are is the user's to know.
+
+    Raises:
+        BackendError: one that is not in this machine, or more than one.
+        MissingExtraError: OpenVINO is not installed.
+    """
+    have = tuple(_load().Core().available_devices)
+    missing = [name for name in wanted if name not in have]
+    if missing or len(wanted) > 1:
+        raise BackendError(
+            f"OpenVINO runs a graph on one device, and has {', '.join(have)} here; "
+            f"{', '.join(missing or wanted)} was asked for. Name one of these, or leave the provider out"
+        )
+    return wanted or (_CPU,)
+
+
+def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> OvSession:
+    """Open the OpenVINO graph of a role; see `backends.open_session`."""
+    graph = bundle.graph(role, "openvino")
+    model = verified_bytes(bundle, graph.file)
+    weights = verified_bytes(bundle, str(PurePosixPath(graph.file).with_suffix(".bin")))
+    providers = choose_providers(runtime.providers)
+    threads = threads_of(role, runtime)
+    streams = count_threads(runtime) if role == "text" else 1
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if providers == (_CPU,):
+        settings |= {
+            "SNIPPETS_MODE": "DISABLE",
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": threads * streams,
+            "ENABLE_CPU_PINNING": False,
+        }
+    try:
+        core = _load().Core()
+        compiled = core.compile_model(core.read_model(model=model, weights=weights), providers[0], settings)
+    except Exception as error:  # OpenVINO's exceptions share no base but this
+        raise BackendError(f"OpenVINO refuses {graph.file} of {bundle.name}: {first_line(error)}") from error
+    return OvSession(compiled, graph, name=bundle.name, providers=providers, threads=threads)
+
+
+class OvSession:
+    """A graph in OpenVINO; a `backends.Session`."""
+
+    backend = "openvino"
+
+    def __init__(
+        self, compiled: Any, graph: GraphSpec, *, name: str, providers: tuple[str, ...], threads: int
+    ) -> None:
+        """Check that the graph has the inputs and outputs that the manifest promises."""
+        self._compiled: Any = compiled
+        self._graph, self._name = graph, name
+        self.providers, self.threads = providers, threads
+        self._here = threading.local()  # a request has room for one run, so each thread has its own
+        ports = {"inputs": compiled.inputs, "outputs": compiled.outputs}
+        for what, want in (("inputs", graph.inputs), ("outputs", graph.outputs)):
+            check_names(name, graph, what, [_name_of(port) for port in ports[what]], want)
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Compute all outputs; see `backends.Session.run`."""
+        compiled = self._compiled
+        if compiled is None:
+            raise ClosedError(f"the {self._graph.role} graph of {self._name} was closed; open another")
+        try:
+            request = getattr(self._here, "request", None)
+            if request is None:
+                request = self._here.request = compiled.create_infer_request()
+            request.infer(self._checked(feeds))
+            # A copy, as the next run writes over what the request holds.
+            return {
+                tensor.name: np.array(request.get_tensor(tensor.name).data) for tensor in self._graph.outputs
+            }
+        except BackendError:
+            raise
+        except Exception as error:  # OpenVINO's exceptions share no base but this
+            raise BackendError(
+                f"OpenVINO failed in the {self._graph.role} graph of {self._name}: {first_line(error)}"
+            ) from error
+
+    def run_quietly(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]] | None:
+        """As `run`, and None where the graph refuses; see `backends.Session.run_quietly`."""
+        try:
+            return self.run(feeds)
+        except BackendError:
+            return None
+
+    def close(self) -> None:
+        """Let the graph go; a run in another thread still ends well, as it holds its own reference."""
+        self._compiled = None
+        self._here = threading.local()
+
+    def _checked(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """The arrays as OpenVINO wants them; it would take an old value for a missing one, and cast others.
+
+        Raises:
+            BackendError: a name, dtype or number of axes that the graph does not have.
+        """
+        where = f"the {self._graph.role} graph of {self._name}"
+        wanted = {tensor.name: tensor for tensor in self._graph.inputs}
+        if set(feeds) != set(wanted):
+            raise BackendError(f"{where} takes {', '.join(wanted)}, and was given {', '.join(feeds)}")
+        found = {}
+        for name, array in feeds.items():
+            tensor = wanted[name]
+            if array.dtype != tensor.dtype or array.ndim != len(tensor.shape):
+                raise BackendError(
+                    f"{where} takes {name} as {tensor.dtype} {tensor.shape}, and was given {array.dtype} "
+                    f"{array.shape}"
+                )
+            # A view, as numpy has two types of 64-bit integers and OpenVINO knows one of them.
+            found[name] = np.ascontiguousarray(array).view(np.dtype(tensor.dtype))
+        return found
+
+
+def _name_of(port: Any) -> str:
+    return str(port.get_any_name())
+
+
+def _load() -> Any:
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "openvino", "Running a bundle with OpenVINO needs its package, which is not installed"
+        ) from error
+    except ImportError as error:  # a library that does not fit this system
+        raise BackendError(f"OpenVINO is installed and does not load: {error}") from error
+    return openvino
