@@ -42,6 +42,12 @@ def toy_images() -> dict[str, NDArray[np.uint8]]:
     return images
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads what somebody measured before, or leaves anything in a home."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def generator() -> np.random.Generator:
     """A generator with a fixed seed."""

@@ -20,6 +20,7 @@ from tellapart.retriever import require_kind
 from tellapart.truematch import Benchmark, image_name, read_benchmark
 from tellapart.truematch_images import BenchmarkImages, images_place
 from tellapart_quantization.calibration import Range, find_ranges
+from tellapart_quantization.dynamic_onnx import quantize_products
 from tellapart_quantization.int8_onnx import quantize_trunk, trunk_tensors
 from tellapart_quantization.report import Budget, check_budget, compare_bundles
 from tellapart_quantization.self_retrieval import compare_self_retrieval
@@ -40,6 +41,8 @@ class QuantScheme:
     """The vision trunk computes in 8 bits; otherwise it stays float."""
     percentile: float = 99.999
     """Share of a tensor's values inside its range, percent; see `Histogram.percentile_range`."""
+    dynamic: bool = False
+    """All products of the vision graph are in 8 bits, their scales found while it runs."""
     float_blocks: tuple[str, ...] = ()
     """Blocks of the trunk that stay in float unless the caller says otherwise."""
 
@@ -49,8 +52,10 @@ SCHEMES = {
     # on 32 Flickr8k photos, the features are 16.1 % off with all blocks in 8 bits and 10.5 % so, at no size.
     "vnni": QuantScheme("vnni", trunk=True, float_blocks=("stem", "blocks.0", "blocks.1")),
     "weights": QuantScheme("weights", trunk=False),
+    "dynamic": QuantScheme("dynamic", trunk=False, dynamic=True),
 }
-"""Presets: "vnni" is for x86 and ARM with 8-bit dot products, "weights" keeps every activation in float."""
+"""Presets: "vnni" is for x86 and ARM with 8-bit dot products, "weights" keeps every activation in float,
+"dynamic" is for vision transformers on the processors of "vnni"."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,7 +250,7 @@ def _write_graphs(
                 ranges = _calibrate(model, source, photos, calibrated, scheme)
                 kept = _float_blocks(model, ranges, source, photos, calibrated, options, say)
                 small = quantize_trunk(model, ranges, keep_float=kept)
-            small = quantize_weights(small, only=heads)
+            small = quantize_products(model) if scheme.dynamic else quantize_weights(small, only=heads)
         else:
             small = quantize_weights(model)
         onnx.save_model(small, scratch / graph.file)

@@ -22,7 +22,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--images", type=Path, required=True, metavar="DIR|TAR", help="photos to calibrate and to compare on"
     )
     parser.add_argument(
-        "--scheme", default="vnni", help="vnni: 8-bit trunk and weights; weights: only the latter"
+        "--scheme",
+        default="vnni",
+        help="vnni: 8-bit trunk and weights; weights: only the latter; dynamic: for vision transformers",
     )
     parser.add_argument(
         "--keep-float",

@@ -44,7 +44,7 @@ class _Answers:
 
     captions: list[tuple[int, ...]]
     cross_kv: list[FloatArray]
-    images: FloatArray
+    images: FloatArray | None
     vision_ms: float
     step_ms: float
 
@@ -91,7 +91,8 @@ class _Runner:
             self.sessions["vision"].run({"pixels": pixels[:1]})
             vision_ms.append(1e3 * (time.perf_counter() - started_s))
             crosses.append(seen["cross_kv"])
-            rows.append(seen["embedding"])
+            if "embedding" in seen:  # a captioner alone has none
+                rows.append(seen["embedding"])
             captions += [
                 found.ids for found in greedy(self.step, KVCache.empty(seen["cross_kv"]), rules=self.rules())
             ]
@@ -100,7 +101,11 @@ class _Runner:
             self.step(np.array([self.tokenizer.start_id]), cache)
             step_ms.append(1e3 * (time.perf_counter() - started_s))
         return _Answers(
-            captions, crosses, np.concatenate(rows), statistics.median(vision_ms), statistics.median(step_ms)
+            captions,
+            crosses,
+            np.concatenate(rows) if rows else None,
+            statistics.median(vision_ms),
+            statistics.median(step_ms),
         )
 
     def next_tokens(self, cross_kv: FloatArray, captions: Sequence[tuple[int, ...]]) -> list[list[int]]:
@@ -150,7 +155,8 @@ def compare_bundles(
     Returns:
         JSON values: `size_mib`, `vision_ms`, `step_ms` as {"reference", "int8"}; `photos`; `token_agreement`
         (same next token along the reference's captions); `caption_agreement` (whole greedy captions equal);
-        `mean_image_cosine`; with captions `retrieval`: {"text_to_image", "image_to_text"} -> {"r1", "r5",
+        where the bundle is a retriever too `mean_image_cosine`, and with captions `retrieval`:
+        {"text_to_image", "image_to_text"} -> {"r1", "r5",
         "r10"} -> {"reference", "int8"}, in percent.
     """
     runners = (_Runner(reference), _Runner(candidate))
@@ -176,14 +182,16 @@ def compare_bundles(
             "caption_agreement": round(
                 sum(a == b for a, b in zip(first.captions, second.captions, strict=True)) / len(names), 4
             ),
-            "mean_image_cosine": round(float((first.images * second.images).sum(axis=1).mean()), 5),
         }
-        if captions is not None:
+        if first.images is not None and second.images is not None:
+            cosines = (first.images * second.images).sum(axis=1)
+            report["mean_image_cosine"] = round(float(cosines.mean()), 5)
+        if captions is not None and first.images is not None and second.images is not None:
             owners = [place for place, name in enumerate(names) for _ in captions[name]]
             texts = [text for name in names for text in captions[name]]
             recalls = [
-                _recalls(answers.images, runner.texts(texts), np.array(owners))
-                for answers, runner in zip((first, second), runners, strict=True)
+                _recalls(images, runner.texts(texts), np.array(owners))
+                for images, runner in zip((first.images, second.images), runners, strict=True)
             ]
             report["retrieval"] = {
                 way: {

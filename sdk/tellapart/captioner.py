@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from types import TracebackType
@@ -22,6 +23,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from tellapart.bag import BagMode, bag_options, judge_bag
+from tellapart.bulk import in_order
 from tellapart.bundle import Bundle
 from tellapart.confidence import with_confidence
 from tellapart.contrast import Contrast
@@ -144,6 +146,7 @@ class Captioner:
         images: Iterable[ImageInput | View],
         *,
         batch_size: int = ...,
+        workers: int = ...,
         options: DecodeOptions | None = ...,
         on_error: Literal["raise"] = ...,
     ) -> Iterator[Caption]: ...
@@ -154,6 +157,7 @@ class Captioner:
         images: Iterable[ImageInput | View],
         *,
         batch_size: int = ...,
+        workers: int = ...,
         options: DecodeOptions | None = ...,
         on_error: Literal["yield"],
     ) -> Iterator[Caption | ImageError]: ...
@@ -163,6 +167,7 @@ class Captioner:
         images: Iterable[ImageInput | View],
         *,
         batch_size: int = 8,
+        workers: int = 1,
         options: DecodeOptions | None = None,
         on_error: Literal["raise", "yield"] = "raise",
     ) -> Iterator[Caption | ImageError]:
@@ -173,7 +178,10 @@ class Captioner:
 
         Args:
             images: any iterable; at most `batch_size` are taken ahead of what was yielded.
-            batch_size: images decoded side by side, from 1.
+            batch_size: images decoded side by side, from 1; with several workers each takes one at a time.
+            workers: threads that each take an image from file to caption. Twice as many images ahead are
+                taken from `images`, memory stays flat. Most come through on a captioner of `threads=1` with
+                a worker for each core.
             options: how to search, for all.
             on_error: "raise" an ImageError when its turn comes, after the captions before it; "yield" it in
                 the place of the caption and go on.
@@ -183,8 +191,8 @@ class Captioner:
             batch is its share of the batch's decoding.
 
         Raises:
-            UsageError: one image instead of several, `batch_size` below 1, an unknown `on_error`, or a View
-                from another bundle.
+            UsageError: one image instead of several, `batch_size` or `workers` below 1, an unknown
+                `on_error`, or a View from another bundle.
             ImageError: with "raise", in its turn.
             BackendError: the runtime failed.
             ClosedError: after `close`.
@@ -194,9 +202,13 @@ class Captioner:
             raise UsageError(f"images must be several, got one {type(images).__name__}; use caption for one")
         if batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {batch_size}")
+        if workers < 1:
+            raise UsageError(f"workers must be at least 1, got {workers}")
         if on_error not in ("raise", "yield"):
             raise UsageError(f"on_error must be 'raise' or 'yield', got {on_error!r}")
         plan = self._plan(options)
+        if workers > 1:
+            return self._caption_with(workers, iter(images), plan, on_error)
         return self._caption_batches(iter(images), batch_size, plan, on_error)
 
     def stream(
@@ -314,6 +326,22 @@ class Captioner:
                 raise failure
             if not seen:
                 return
+
+    def _caption_with(
+        self, workers: int, images: Iterator[ImageInput | View], plan: DecodePlan, on_error: str
+    ) -> Iterator[Caption | ImageError]:
+        def whole_way(image: ImageInput | View) -> Caption | ImageError:
+            try:
+                [caption] = self._write([self._look_once(image)], plan)
+            except ImageError as error:
+                return error
+            return caption
+
+        with closing(in_order(whole_way, images, workers=workers)) as results:
+            for result in results:
+                if isinstance(result, ImageError) and on_error == "raise":
+                    raise result
+                yield result
 
     def _plan(self, options: DecodeOptions | None) -> DecodePlan:
         manifest = self.bundle.manifest

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tellapart._version import __version__
+from tellapart.backends.threads import remember
 from tellapart.errors import BackendError, MissingExtraError
 from tellapart.types import DecodeOptions, ImageInput, RuntimeOptions
 
@@ -77,6 +78,12 @@ class ThreadAdvice:
     median_ms: dict[int, float]
     """Milliseconds of a caption by number of threads."""
 
+    by_graph: dict[str, int]
+    """Likewise the fewest for "vision" and "decoder" each; what "auto" follows from now on."""
+
+    kept: bool
+    """Whether the measurement could be written to the cache folder."""
+
 
 def examine_machine() -> Machine:
     """Look around; takes no longer than the import of onnxruntime."""
@@ -115,7 +122,7 @@ def advise_threads(
     runtime: RuntimeOptions,
     rounds: int = 5,
 ) -> ThreadAdvice:
-    """Caption with several numbers of threads, in turns, and compare medians.
+    """Caption with several numbers of threads, in turns, compare medians, and keep what was found for "auto".
 
     Args:
         bundle: what to measure; None is the embedded one.
@@ -129,6 +136,8 @@ def advise_threads(
     from tellapart.bench import bench
 
     medians: dict[int, float] = {}
+    by_stage: dict[str, dict[int, float]] = {"vision": {}, "decode": {}}
+    model = ""
     for threads in thread_candidates(usable_cores()):
         # One after the other, because idle threads of an open session could disturb the next one.
         (report,) = bench(
@@ -139,7 +148,15 @@ def advise_threads(
             rounds=rounds + 1,
         )
         medians[threads] = report.stages["total"].p50_ms
-    return ThreadAdvice(threads=choose_threads(medians), median_ms=medians)
+        model = report.model
+        for stage, found in by_stage.items():
+            found[threads] = report.stages[stage].p50_ms
+    by_graph = {
+        "vision": choose_threads(by_stage["vision"]),
+        "decoder": choose_threads(by_stage["decode"]),
+    }
+    kept = remember(model, by_graph) is not None
+    return ThreadAdvice(threads=choose_threads(medians), median_ms=medians, by_graph=by_graph, kept=kept)
 
 
 def choose_threads(median_ms: dict[int, float]) -> int:

@@ -52,7 +52,6 @@ class Engine:
         bundle: the verified bundle.
         path: what the bundle was opened by, absolute; None is the embedded one.
         runtime: backend, providers and threads.
-        backend: name of the one that was chosen.
         tokenizer: of the bundle's vocabulary.
     """
 
@@ -71,7 +70,7 @@ class Engine:
         self.runtime = runtime
         self.bundle: Bundle = open_bundle(path)
         try:
-            self.backend = choose_backend(self.bundle, runtime)
+            choose_backend(self.bundle, runtime)
             self.tokenizer = Tokenizer.from_bundle(self.bundle)
         except BaseException:
             self.bundle.close()

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tellapart.cache_folder import default_cache_dir
 from tellapart.errors import ImageError, ShapeError, UsageError
 from tellapart.types import FloatArray
 
@@ -172,12 +173,6 @@ def list_images(folder: Path) -> list[str]:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
                 found.append(Path(place, name).relative_to(folder).as_posix())
     return sorted(found)
-
-
-def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/tellapart`, or `~/.cache/tellapart` where that is unset or not absolute."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "tellapart"
 
 
 def _stamp(path: Path) -> _Stamp:

@@ -169,9 +169,9 @@ class RuntimeOptions:
     """Execution providers by name, in order; one that was asked for is used or is an error."""
 
     threads: int | Literal["auto"] = "auto"
-    """Threads for one image; "auto" is the physical cores, at most four. Vision uses them inside its graph,
-    the retriever for several texts at once; the decoder, whose steps are too small to share, only where a
-    number was asked for."""
+    """Threads for one image: inside the vision graph, inside the decoder, and for several texts at once.
+    "auto" takes for each graph what `tellapart doctor` measured on this machine; where it did not, the
+    physical cores, at most four, and one for a decoder too small to share (below 32 MiB)."""
 
     spin: bool = False
     """True lets the threads of a graph wait for each other by spinning while it runs, never between runs.

@@ -17,6 +17,7 @@ pytest.importorskip("onnx")
 
 from PIL import Image
 
+from tellapart import Captioner
 from tellapart.bundle import open_bundle, staged_bundle, write_bundle
 from tellapart.cli import main
 from tellapart.errors import BudgetError, DataError, UsageError
@@ -200,3 +201,23 @@ def test_captions_are_read_by_split(drawn: Path, tmp_path: Path) -> None:
     bad.write_text('{"image": "a", "captions": ["x"]}\n{"image": "b"}\n')
     with pytest.raises(DataError, match="line 2"):
         read_captions(bad)
+
+
+def test_a_vision_transformer_that_is_no_retriever_in_integers(drawn: Path, tmp_path: Path) -> None:
+    from tellapart_export.build import ExportOptions, export_bundle
+    from toy_families import make_vit_gpt2
+
+    checkpoint = make_vit_gpt2(tmp_path / "checkpoint")
+    export_bundle(checkpoint, tmp_path / "fp32", ExportOptions(images=drawn / "photos", limit=4))
+    given = options(drawn, scheme="dynamic")
+    manifest = quantize_bundle(tmp_path / "fp32", tmp_path / "int8", given)
+    assert manifest.scheme == "dynamic"
+    report = manifest.metrics["quantization"]
+    assert report["token_agreement"] > 0.5
+    assert "mean_image_cosine" not in report
+    import onnx
+
+    graph = onnx.load_model(tmp_path / "int8" / "vision.onnx")
+    assert "MatMulInteger" in {node.op_type for node in graph.graph.node}
+    with Captioner.open(tmp_path / "int8") as captioner:
+        assert captioner.caption(drawn / "photos" / "00.png").token_ids

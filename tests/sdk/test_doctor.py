@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tellapart import __version__, doctor
+from tellapart.backends.threads import remembered
+from tellapart.bundle import open_bundle
 from tellapart.cli import main
 from tellapart.doctor import advise_threads, choose_threads, examine_machine, thread_candidates
 from tellapart.types import RuntimeOptions
@@ -55,6 +57,9 @@ def test_the_advice_is_measured_with_each_number(tiny_bundle: Path, monkeypatch:
     assert set(advice.median_ms) == {1, 2}
     assert advice.threads in (1, 2)
     assert min(advice.median_ms.values()) > 0
+    assert set(advice.by_graph) == {"vision", "decoder"}
+    with open_bundle(tiny_bundle) as bundle:  # kept, and followed from now on
+        assert remembered(bundle.sha256) == advice.by_graph
 
 
 def test_doctor_speaks_json_and_prose(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

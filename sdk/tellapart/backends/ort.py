@@ -4,8 +4,8 @@ What differs from its defaults, and why:
 
 - No thread spins. Idle workers of two sessions otherwise fight for the same cores: on two cores the compact
   model ran 1.4 to 2.3 times faster without, and an idle process costs nothing.
-- The decoder and the text tower run on one thread: a step is too small to share (a second thread bought
-  nothing), and several texts are better spread over several runs. Vision gets the physical cores, up to four.
+- Threads are counted per graph, see `tellapart.backends.threads`: a small decoder's step is too small to
+  share, and several texts are better spread over several runs.
 - Vision and text have no arena, which would keep their largest run for ever. The decoder has one: its steps
   are small, and without it the ever changing sizes leave the heap in pieces (8 % slower and 8 MiB more).
 - No IO binding: with arrays on the CPU it was slower than a plain run (docs/runtime.md).
@@ -83,7 +83,7 @@ def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> OrtSessi
     outside = external_paths(model)
     for location in outside:
         verified_bytes(bundle, _listed_path(bundle, graph, location))
-    threads = threads_of(role, runtime)
+    threads = threads_of(bundle, graph, runtime)
     options = session_options(role, threads, runtime)
     if outside:
         folder = (bundle.root / graph.file).parent

@@ -63,7 +63,7 @@ def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> OvSessio
     model = verified_bytes(bundle, graph.file)
     weights = verified_bytes(bundle, str(PurePosixPath(graph.file).with_suffix(".bin")))
     providers = choose_providers(runtime.providers)
-    threads = threads_of(role, runtime)
+    threads = threads_of(bundle, graph, runtime)
     streams = count_threads(runtime) if role == "text" else 1
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if providers == (_CPU,):

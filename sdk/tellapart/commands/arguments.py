@@ -172,6 +172,12 @@ def _add_caption(verbs: Verbs, everywhere: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="with --jsonl, --sidecar: replace what is there"
     )
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per pass (default: 8)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="images at once, one thread each (default: the cores, where there are several images)",
+    )
     parser.add_argument("--n-best", type=int, default=1, metavar="N", help="captions per image (default: 1)")
     parser.add_argument(
         "--min-confidence",

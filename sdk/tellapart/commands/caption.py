@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from tellapart.backends.threads import physical_cores
 from tellapart.captioner import Captioner
 from tellapart.commands.choices import decode_options, find_images, runtime_options
 from tellapart.commands.outputs import CaptionSink, JsonLinesFile, JsonOut, Lines, Sidecars, say
@@ -14,6 +17,9 @@ from tellapart.errors import ImageError, UsageError
 from tellapart.types import DecodeOptions
 
 __all__ = ["run"]
+
+_FEW = 4
+"""Below so many images all cores work on one after the other."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,7 +31,10 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     options = decode_options(args)
     images = find_images(args.paths)
-    with Captioner.open(args.model, runtime=runtime_options(args)) as captioner:
+    runtime, workers = runtime_options(args), _workers(args, images)
+    if workers > 1 and runtime.threads == "auto":
+        runtime = replace(runtime, threads=1)  # a core for each image beats several for one
+    with Captioner.open(args.model, runtime=runtime) as captioner:
         if args.stream:
             return _stream(captioner, images, options)
         if args.jsonl is not None and args.jsonl.resolve() in {image.resolve() for image in images}:
@@ -39,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         failed = 0
         with Progress(len(pending), quiet=scrolling) as progress:
             results = captioner.caption_many(
-                pending, batch_size=args.batch_size, options=options, on_error="yield"
+                pending, batch_size=args.batch_size, workers=workers, options=options, on_error="yield"
             )
             for image, result in zip(pending, results, strict=True):
                 progress.clear()
@@ -63,8 +72,18 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--resume keeps what is there and --overwrite replaces it; give one of them")
     if args.stream and args.n_best > 1:
         raise UsageError("--stream shows one caption as it grows; leave --n-best out")
-    if args.batch_size < 1:
-        raise UsageError(f"--batch-size must be an integer of at least 1, got {args.batch_size}")
+    for option, value in (("--batch-size", args.batch_size), ("--workers", args.workers)):
+        if value is not None and value < 1:
+            raise UsageError(f"{option} must be an integer of at least 1, got {value}")
+
+
+def _workers(args: argparse.Namespace, images: Sequence[Path]) -> int:
+    """Images to have under way at once."""
+    if args.workers is not None:
+        return int(args.workers)
+    if len(images) < _FEW or args.threads != "auto" or args.stream:
+        return 1
+    return min(physical_cores(), len(images))
 
 
 def _sink(args: argparse.Namespace, model: str) -> CaptionSink:

@@ -82,7 +82,7 @@ def _doctor(args: argparse.Namespace) -> int:
         measured = None
         if advice is not None:
             by_threads = {str(threads): round(ms, 3) for threads, ms in advice.median_ms.items()}
-            measured = {"threads": advice.threads, "median_ms": by_threads}
+            measured = {"threads": advice.threads, "median_ms": by_threads, "by_graph": advice.by_graph}
         print(json.dumps({**machine.to_record(), "advice": measured, "obstacle": obstacle}))
         return 0
     versions = ", ".join(f"{name} {version}" for name, version in machine.packages.items() if version)
@@ -96,6 +96,9 @@ def _doctor(args: argparse.Namespace) -> int:
     if advice is not None:
         measured_ms = ", ".join(f"{threads}: {ms:.1f} ms" for threads, ms in advice.median_ms.items())
         print(f"threads    {measured_ms} a caption; recommended: --threads {advice.threads}")
+        graphs = ", ".join(f"{role} {threads}" for role, threads in advice.by_graph.items())
+        kept = "from now on" if advice.kept else "which could not be kept: the cache folder cannot be written"
+        print(f"           --threads auto takes {graphs}, {kept}")
     elif obstacle is not None:
         print(f"threads    not measured: {obstacle}")
     return 0

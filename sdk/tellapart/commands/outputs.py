@@ -8,6 +8,9 @@ of somebody's evening.
 Lines of a file and JSON sidecars carry one key more than JSON on stdout: "model", the SHA-256 of the
 bundle's manifest; XMP sidecars carry it as a property. `--resume` refuses to mix models, and tries images
 again that failed before.
+
+A disk that fills up ends the run with an `OutputError`: the line that did not fit is taken back, all before
+it stay, and `--resume` goes on once there is room.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tellapart.errors import DataError, ImageError, UsageError
+from tellapart.errors import DataError, ImageError, OutputError, UsageError
 from tellapart.types import Caption, UnsureCaption
 from tellapart.xmp import alt_text_xmp, model_of_xmp
 
@@ -83,14 +86,48 @@ def dump(record: dict[str, Any]) -> str:
 
 
 def write_atomically(path: Path, content: str) -> None:
-    """The whole file under another name, then one rename; nothing is left behind when that fails."""
+    """The whole file under another name, then one rename; nothing is left behind when that fails.
+
+    Raises:
+        OutputError: a full disk, a folder that may not be written.
+    """
     partial = path.with_name(f".{path.name}.part")
     try:
         partial.write_text(content, encoding="utf-8", newline="\n")
         os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise _not_written(path, error) from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def append_whole(path: Path, line: bytes) -> None:
+    """One line at the end of a file, all of it or nothing; no buffer holds it when the process is killed.
+
+    Raises:
+        OutputError: a full disk, a file that may not be written.
+    """
+    try:
+        with path.open("ab", buffering=0) as stream:
+            before = stream.tell()
+            try:
+                left = memoryview(line)
+                while left:  # a disk with little room takes a part, and says so at the next try
+                    left = left[stream.write(left) :]
+            except BaseException:
+                stream.truncate(before)
+                raise
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{path} cannot be written: {error.strerror or error}. What was written before is whole; make room, "
+        "or name another place, and go on with --resume"
+    )
 
 
 class CaptionSink(Protocol):
@@ -166,7 +203,7 @@ class JsonLinesFile:
         elif path.exists() and not overwrite:
             raise UsageError(f"{path} exists; add --resume to go on in it or --overwrite to begin anew")
         else:
-            path.write_bytes(b"")
+            write_atomically(path, "")
 
     def pending(self, images: Sequence[Path]) -> list[Path]:
         """Those without a caption in the file."""
@@ -182,9 +219,7 @@ class JsonLinesFile:
 
     def _append(self, record: dict[str, Any]) -> None:
         line = dump({**record, "model": self._model}) + "\n"
-        # Opened for each line: nothing is held in a buffer when the process is killed.
-        with self._path.open("ab", buffering=0) as stream:
-            stream.write(line.encode("utf-8"))
+        append_whole(self._path, line.encode("utf-8"))
 
     def _keep_good_lines(self) -> list[dict[str, Any]]:
         """Captions of the file; failures and a broken last line are taken out of it."""
