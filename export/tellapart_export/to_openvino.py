@@ -36,8 +36,11 @@ def read_graph(file: Path, spec: GraphSpec) -> Any:
     """An ONNX graph as an `openvino.Model`; errors as for `convert_graph`."""
     openvino = load_openvino()
     try:
-        # Not convert_model, which would tell its makers about it where a network is.
+        # What convert_model does, less its note to its makers wherever there is a network.
+        from openvino._offline_transformations import apply_moc_transformations
+
         model = openvino.Core().read_model(str(file))
+        apply_moc_transformations(model, cf=True)
     except Exception as error:  # its exceptions share no base but this
         raise BackendError(f"OpenVINO cannot convert {file.name}: {str(error).strip()[:300]}") from error
     for ports, tensors in ((model.inputs, spec.inputs), (model.outputs, spec.outputs)):

@@ -14,7 +14,7 @@ import onnx
 
 from tellapart.bundle import Bundle, open_bundle, staged_bundle, write_bundle
 from tellapart.errors import DataError, UsageError
-from tellapart.manifest import Manifest
+from tellapart.manifest import GraphSpec, Manifest
 from tellapart.photos import Photos, read_captions, spread
 from tellapart.retriever import require_kind
 from tellapart.truematch import Benchmark, image_name, read_benchmark
@@ -22,6 +22,7 @@ from tellapart.truematch_images import BenchmarkImages, images_place
 from tellapart_quantization.calibration import Range, find_ranges
 from tellapart_quantization.dynamic_onnx import quantize_products
 from tellapart_quantization.int8_onnx import quantize_trunk, trunk_tensors
+from tellapart_quantization.int8_openvino import write_openvino_graphs
 from tellapart_quantization.report import Budget, check_budget, compare_bundles
 from tellapart_quantization.self_retrieval import compare_self_retrieval
 from tellapart_quantization.sensitivity import choose_float_blocks
@@ -45,6 +46,8 @@ class QuantScheme:
     """All products of the vision graph are in 8 bits, their scales found while it runs."""
     float_blocks: tuple[str, ...] = ()
     """Blocks of the trunk that stay in float unless the caller says otherwise."""
+    target: str = "onnx"
+    """What the graphs are for."""
 
 
 SCHEMES = {
@@ -53,9 +56,14 @@ SCHEMES = {
     "vnni": QuantScheme("vnni", trunk=True, float_blocks=("stem", "blocks.0", "blocks.1")),
     "weights": QuantScheme("weights", trunk=False),
     "dynamic": QuantScheme("dynamic", trunk=False, dynamic=True),
+    "openvino": QuantScheme(
+        "openvino", trunk=True, float_blocks=("stem", "blocks.0", "blocks.1"), target="openvino"
+    ),
 }
 """Presets: "vnni" is for x86 and ARM with 8-bit dot products, "weights" keeps every activation in float,
-"dynamic" is for vision transformers on the processors of "vnni"."""
+"dynamic" is for vision transformers on the processors of "vnni", "openvino" is for that runtime, by NNCF. A
+vision graph without a trunk of convolutions (the towers of CLIP, BLIP and their kin) has its weights alone in
+8 bits in any but "dynamic"."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -229,48 +237,86 @@ def _write_graphs(
 ) -> tuple[Manifest, dict[str, Any]]:
     """Copy what stays, quantize the graphs; the manifest to be written and facts for its report."""
     manifest, scheme = source.manifest, SCHEMES[options.scheme]
-    graphs = tuple(graph for graph in manifest.graphs if graph.target == "onnx")
-    if not graphs:
-        raise UsageError(f"{source.name} has no ONNX graphs to quantize")
     foreign = {graph.file for graph in manifest.graphs}
     for name in manifest.files:
-        if name not in foreign and not name.endswith(".onnx.data"):
+        if name not in foreign and not name.endswith((".onnx.data", ".bin")):
             (scratch / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.path(name), scratch / name)
+    given = tuple(graph for graph in manifest.graphs if graph.target == "onnx")
+    if not given:
+        raise UsageError(
+            f"{source.name} has no ONNX graphs, of which INT8 ones are made for every target; export the "
+            "checkpoint again: tellapart export CHECKPOINT --target onnx openvino"
+        )
+    if scheme.target == "openvino":
+        if options.keep_float == ("auto",):
+            raise UsageError("--keep-float auto scans graphs for onnxruntime; name the blocks for openvino")
+        graphs, kept, trunk = write_openvino_graphs(
+            source,
+            scratch,
+            given,
+            _feeds(source, photos, calibrated),
+            batches=-(-len(calibrated) // _CALIBRATION_BATCH),
+            keep_float=scheme.float_blocks if options.keep_float is None else options.keep_float,
+            say=say,
+        )
+    else:
+        graphs, kept, trunk = _write_onnx(given, source, scratch, photos, calibrated, options, say)
+    precision = "int8" if trunk and not kept else "mixed"
+    details = {"scheme": scheme.name, "float_blocks": kept, "calibrated_on": len(calibrated) if trunk else 0}
+    name = f"{scheme.name}" + (f", float: {' '.join(kept)}" if kept else "")
+    return dataclasses.replace(manifest, precision=precision, scheme=name, graphs=graphs, files={}), details
+
+
+def _write_onnx(
+    graphs: tuple[GraphSpec, ...],
+    source: Bundle,
+    scratch: Path,
+    photos: Photos,
+    calibrated: list[str],
+    options: QuantizeOptions,
+    say: Callable[[str], None],
+) -> tuple[tuple[GraphSpec, ...], list[str], bool]:
+    """Pages of the graphs written, blocks of the trunk left in float, and whether a trunk is in 8 bits."""
+    scheme = SCHEMES[options.scheme]
     kept: list[str] = []
+    trunk = False
     for graph in graphs:
         model = onnx.load_model(source.path(graph.file))
         name_nodes(model)
-        if graph.role == "vision":
+        if graph.role == "vision" and scheme.dynamic:
+            small = quantize_products(model)
+        elif graph.role == "vision" and any(FEATURES in node.output for node in model.graph.node):
             inside = ancestors(model, [FEATURES])
             heads = {node.name for node in model.graph.node} - inside
             small = model
             if scheme.trunk:
+                trunk = True
                 say("calibrating the vision trunk")
                 ranges = _calibrate(model, source, photos, calibrated, scheme)
                 kept = _float_blocks(model, ranges, source, photos, calibrated, options, say)
                 small = quantize_trunk(model, ranges, keep_float=kept)
-            small = quantize_products(model) if scheme.dynamic else quantize_weights(small, only=heads)
+            small = quantize_weights(small, only=heads)
         else:
             small = quantize_weights(model)
         onnx.save_model(small, scratch / graph.file)
         say(f"{graph.file}: {model.ByteSize() / 2**20:.2f} -> {small.ByteSize() / 2**20:.2f} MiB")
-    precision = "mixed" if kept or not scheme.trunk else "int8"
-    details = {"scheme": scheme.name, "float_blocks": kept, "calibrated_on": len(calibrated)}
-    name = f"{scheme.name}" + (f", float: {' '.join(kept)}" if kept else "")
-    return dataclasses.replace(manifest, precision=precision, scheme=name, graphs=graphs, files={}), details
+    return graphs, kept, trunk
+
+
+def _feeds(source: Bundle, photos: Photos, calibrated: list[str]) -> Callable[[], Iterator[dict[str, Any]]]:
+    def feeds() -> Iterator[dict[str, Any]]:
+        page = source.manifest.preprocessing
+        for pixels in photos.batches(calibrated, page, batch_size=_CALIBRATION_BATCH):
+            yield {"pixels": pixels}
+
+    return feeds
 
 
 def _calibrate(
     model: Any, source: Bundle, photos: Photos, calibrated: list[str], scheme: QuantScheme
 ) -> Mapping[str, Range]:
-    page = source.manifest.preprocessing
-    batches = photos.batches(calibrated, page, batch_size=_CALIBRATION_BATCH)
-
-    def feeds() -> Iterator[dict[str, Any]]:
-        for pixels in batches:
-            yield {"pixels": pixels}
-
+    feeds = _feeds(source, photos, calibrated)
     return find_ranges(model, trunk_tensors(model), feeds(), percentile=scheme.percentile)
 
 

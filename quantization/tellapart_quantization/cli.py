@@ -24,7 +24,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scheme",
         default="vnni",
-        help="vnni: 8-bit trunk and weights; weights: only the latter; dynamic: for vision transformers",
+        help="vnni: 8-bit trunk and weights; weights: only the latter; dynamic: for vision transformers; "
+        "openvino: as vnni, for that runtime",
     )
     parser.add_argument(
         "--keep-float",

@@ -144,7 +144,7 @@ def test_what_cannot_be_compared_is_refused_before_any_work(
 
 def test_no_photo_of_the_bags_is_calibrated_on(toy_bundle: Path, drawn: Path, tmp_path: Path) -> None:
     manifest = quantize_bundle(
-        toy_bundle, tmp_path / "out", _options(drawn, scheme="weights", calibration_limit=99, limit_bags=1)
+        toy_bundle, tmp_path / "out", _options(drawn, scheme="vnni", calibration_limit=99, limit_bags=1)
     )
     # Five photos are in the bags; of the other 13 half at most calibrate.
     assert manifest.metrics["quantization"]["calibrated_on"] == 6

@@ -72,14 +72,14 @@ def test_auto_takes_it_where_nothing_else_can(
 ) -> None:
     alone = convert(tiny_bundle, tmp_path, keep_onnx=False)
     with caplog.at_level(logging.INFO, "tellapart"), Captioner.open(alone) as captioner:
-        assert captioner._engine.backend == "openvino"
+        assert captioner._engine.vision().session.backend == "openvino"
     assert "no graphs for onnxruntime" in caplog.text
     with pytest.raises(BackendError, match="only for openvino"):
         Captioner.open(alone, runtime=RuntimeOptions(backend="onnxruntime"))
     monkeypatch.setattr("tellapart.backends._is_installed", lambda name: name != "onnxruntime")
     caplog.clear()
     with caplog.at_level(logging.INFO, "tellapart"), Captioner.open(both) as captioner:
-        assert captioner._engine.backend == "openvino"
+        assert captioner._engine.vision().session.backend == "openvino"
     assert "onnxruntime is not installed" in caplog.text
 
 

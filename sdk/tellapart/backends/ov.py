@@ -5,6 +5,8 @@ What differs from its defaults, and why:
 - float32 is float32: on processors with bfloat16 its default computes in that, silently, and is 1e-2 off.
 - Its fused attention ("snippets") is off: version 2026.4 gives wrong numbers once the past of a decoder has
   grown beyond 15 tokens (errors of 2 to 15 in logits; off, they are within 1e-5).
+- The vision graph is compiled for the number of images that comes, which on a device is one: with a free one,
+  INT8 graphs crash the process (seen on small networks), and others are slower.
 - One stream, no pinning: a device has other work to do. The text tower has a stream for each of the threads
   that the engine spreads texts over.
 - Graph and weights are read from bytes that were hashed a moment ago, not from paths that may have changed.
@@ -13,7 +15,7 @@ What differs from its defaults, and why:
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -28,6 +30,7 @@ from tellapart.manifest import GraphSpec
 from tellapart.types import RuntimeOptions
 
 _CPU = "CPU"
+_MOST_SIZES = 3  # numbers of images that a vision graph is kept compiled for
 
 
 def runtime_version() -> str:
@@ -75,10 +78,19 @@ def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> OvSessio
         }
     try:
         core = _load().Core()
-        compiled = core.compile_model(core.read_model(model=model, weights=weights), providers[0], settings)
+        read = core.read_model(model=model, weights=weights)
+
+        def compile_for(batch: int) -> Any:
+            if role == "vision":
+                one = graph.inputs[0]
+                read.reshape({one.name: [batch, *one.shape[1:]]})
+            return core.compile_model(read, providers[0], settings)
+
+        return OvSession(compile_for, graph, name=bundle.name, providers=providers, threads=threads)
+    except BackendError:
+        raise
     except Exception as error:  # OpenVINO's exceptions share no base but this
         raise BackendError(f"OpenVINO refuses {graph.file} of {bundle.name}: {first_line(error)}") from error
-    return OvSession(compiled, graph, name=bundle.name, providers=providers, threads=threads)
 
 
 class OvSession:
@@ -87,32 +99,44 @@ class OvSession:
     backend = "openvino"
 
     def __init__(
-        self, compiled: Any, graph: GraphSpec, *, name: str, providers: tuple[str, ...], threads: int
+        self,
+        compile_for: Callable[[int], Any],
+        graph: GraphSpec,
+        *,
+        name: str,
+        providers: tuple[str, ...],
+        threads: int,
     ) -> None:
-        """Check that the graph has the inputs and outputs that the manifest promises."""
-        self._compiled: Any = compiled
+        """Check that the graph has the inputs and outputs that the manifest promises.
+
+        Args:
+            compile_for: a number of images -> `openvino.CompiledModel`; other graphs take any number.
+            graph: its page.
+            name: of the bundle.
+            providers: devices.
+            threads: that one run may use.
+        """
+        self._compile: Callable[[int], Any] | None = compile_for
         self._graph, self._name = graph, name
         self.providers, self.threads = providers, threads
+        self._lock = threading.Lock()
         self._here = threading.local()  # a request has room for one run, so each thread has its own
-        ports = {"inputs": compiled.inputs, "outputs": compiled.outputs}
+        self._compiled: dict[int, Any] = {1: compile_for(1)}
+        ports = {"inputs": self._compiled[1].inputs, "outputs": self._compiled[1].outputs}
         for what, want in (("inputs", graph.inputs), ("outputs", graph.outputs)):
             check_names(name, graph, what, [_name_of(port) for port in ports[what]], want)
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Compute all outputs; see `backends.Session.run`."""
-        compiled = self._compiled
-        if compiled is None:
-            raise ClosedError(f"the {self._graph.role} graph of {self._name} was closed; open another")
+        checked = self._checked(feeds)
         try:
-            request = getattr(self._here, "request", None)
-            if request is None:
-                request = self._here.request = compiled.create_infer_request()
-            request.infer(self._checked(feeds))
+            request = self._request(len(checked["pixels"]) if "pixels" in checked else 1)
+            request.infer(checked)
             # A copy, as the next run writes over what the request holds.
             return {
                 tensor.name: np.array(request.get_tensor(tensor.name).data) for tensor in self._graph.outputs
             }
-        except BackendError:
+        except ClosedError:
             raise
         except Exception as error:  # OpenVINO's exceptions share no base but this
             raise BackendError(
@@ -128,8 +152,26 @@ class OvSession:
 
     def close(self) -> None:
         """Let the graph go; a run in another thread still ends well, as it holds its own reference."""
-        self._compiled = None
-        self._here = threading.local()
+        with self._lock:
+            self._compile = None
+            self._compiled = {}
+            self._here = threading.local()
+
+    def _request(self, images: int) -> Any:
+        """This thread's request for a number of images."""
+        requests: dict[int, Any] = self._here.__dict__.setdefault("requests", {})
+        if images in requests:
+            return requests[images]
+        with self._lock:
+            if self._compile is None:
+                raise ClosedError(f"the {self._graph.role} graph of {self._name} was closed; open another")
+            if images not in self._compiled:
+                if len(self._compiled) == _MOST_SIZES:
+                    del self._compiled[next(iter(self._compiled))]
+                self._compiled[images] = self._compile(images)
+            requests.clear()  # of sizes that come no more; another is quickly made
+            requests[images] = self._compiled[images].create_infer_request()
+        return requests[images]
 
     def _checked(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """The arrays as OpenVINO wants them; it would take an old value for a missing one, and cast others.
