@@ -60,6 +60,8 @@ SDK_ROOMS = {
     "frames": {"tellapart.captioner", "tellapart.backends", "numpy"},
     "live": {"tellapart.captioner", "tellapart.backends"},
     "bench": {"tellapart.cli", "tellapart.commands"},
+    "worker_captioner": {"tellapart.captioner", "tellapart.engine", "tellapart.backends"},
+    "worker_lines": {"tellapart.captioner", "tellapart.engine", "tellapart.backends"},
     "cache_folder": {"numpy", "tellapart.captioner", "tellapart.backends"},
     "doctor": {"tellapart.cli", "tellapart.commands"},
     "pages": {"tellapart.captioner", "tellapart.backends"},

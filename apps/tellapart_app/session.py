@@ -107,7 +107,7 @@ class Session(QObject):
             if "ready" in record:
                 self.changed.emit("ready")
             elif "fatal" in record:
-                self._why = record["fatal"]
+                self._why = record["fatal"]["message"]
             elif record["id"] in self._open:
                 del self._open[record["id"]]
                 self.answered.emit(record.pop("id"), record)

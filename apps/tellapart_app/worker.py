@@ -4,22 +4,20 @@
     {"id": "2", "images": ["a.jpg"...]} -> {"id": "2", "captions": [{... "rank", "margin", "apart"}...]}
     what fails                          -> {"id": ..., "error": {"type", "message"}}
 
-The first line out is `{"ready": true}`, or `{"fatal": message}` where the model cannot be opened. It ends
-when stdin does, and its memory with it: nothing else gives a runtime's memory back for certain.
+The loop, and what comes first and last, is that of `tellapart.worker`; the questions are the window's own.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from tellapart.captioner import Captioner
-from tellapart.errors import TellapartError
-from tellapart.types import Caption, DecodeOptions, UnsureCaption
+from tellapart.types import Caption, DecodeOptions, RuntimeOptions, UnsureCaption
+from tellapart.worker import serve
 
 __all__ = ["answer", "main", "words_apart"]
 
@@ -41,24 +39,25 @@ def words_apart(captions: Sequence[str]) -> list[list[str]]:
 
 
 def answer(captioner: Captioner, question: dict[str, Any]) -> dict[str, Any]:
-    """One question's answer, without its id; what a user can meet comes back as an error record."""
-    try:
-        options = DecodeOptions()
-        if captioner.bundle.manifest.confidence is not None:
-            options = DecodeOptions(min_confidence="default")
-        if "image" in question:
-            return _record(captioner.caption(question["image"], options=options))
-        result = captioner.bag(question["images"], mode="contrast", options=options)
-        apart = words_apart([caption.text for caption in result.captions])
-        told = zip(result.captions, result.ranks, result.margins, apart, strict=True)
-        return {
-            "captions": [
-                {**_record(caption), "rank": rank, "margin": round(margin, 4), "apart": words}
-                for caption, rank, margin, words in told
-            ]
-        }
-    except TellapartError as error:
-        return {"error": {"type": type(error).__name__, "message": str(error)}}
+    """One question's answer, without its id.
+
+    Raises:
+        TellapartError: what a user can meet; the loop makes an error record of it.
+    """
+    options = DecodeOptions()
+    if captioner.bundle.manifest.confidence is not None:
+        options = DecodeOptions(min_confidence="default")
+    if "image" in question:
+        return _record(captioner.caption(question["image"], options=options))
+    result = captioner.bag(question["images"], mode="contrast", options=options)
+    apart = words_apart([caption.text for caption in result.captions])
+    told = zip(result.captions, result.ranks, result.margins, apart, strict=True)
+    return {
+        "captions": [
+            {**_record(caption), "rank": rank, "margin": round(margin, 4), "apart": words}
+            for caption, rank, margin, words in told
+        ]
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,24 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tellapart-worker")
     parser.add_argument("--model")
     args = parser.parse_args(argv)
-    # By number: a windowed program has no sys.stdin and no sys.stdout, and its pipes are there all the same.
-    with open(0, "rb", closefd=False) as questions, open(1, "wb", closefd=False) as out:
-
-        def say(record: dict[str, Any]) -> None:
-            out.write(json.dumps(record).encode("ascii") + b"\n")
-            out.flush()
-
-        try:
-            captioner = Captioner.open(args.model)
-        except TellapartError as error:
-            say({"fatal": str(error)})
-            return 1
-        with captioner:
-            say({"ready": True})
-            for line in questions:
-                question = json.loads(line)
-                say({"id": question["id"], **answer(captioner, question)})
-    return 0
+    return serve(args.model, RuntimeOptions(), answer)
 
 
 def _record(caption: Caption) -> dict[str, Any]:

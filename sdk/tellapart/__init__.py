@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from tellapart.types import RuntimeOptions as RuntimeOptions
     from tellapart.types import UnsureCaption as UnsureCaption
     from tellapart.types import View as View
+    from tellapart.worker_captioner import WorkerCaptioner as WorkerCaptioner
 
 _HOMES = {
     "bundle": ("Bundle", "open_bundle"),
@@ -88,6 +89,7 @@ _HOMES = {
     "live": ("LiveCaptions", "LiveOptions", "LiveResult"),
     "retriever": ("Retriever",),
     "scene": ("SceneGate",),
+    "worker_captioner": ("WorkerCaptioner",),
     "types": ("BagResult", "Caption", "DecodeOptions", "RuntimeOptions", "UnsureCaption", "View"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -128,6 +130,7 @@ __all__ = [
     "UsageError",
     "View",
     "VocabularyError",
+    "WorkerCaptioner",
     "WorkerError",
     "__version__",
     "load_image",

@@ -14,10 +14,12 @@ where they arrive.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar, cast
 
 from tellapart.backends import Session, choose_backend, open_session
@@ -43,6 +45,8 @@ class _Opened:
         self.graphs: dict[str, VisionGraph | DecoderGraph | TextGraph] = {}
         self.load_ms = 0.0
         self.pool: ThreadPoolExecutor | None = None
+        self.used_s = 0.0
+        self.clock: threading.Timer | None = None
 
 
 class Engine:
@@ -147,6 +151,8 @@ class Engine:
                 graph.session.close()
             opened.graphs.clear()
             pool, opened.pool = opened.pool, None
+            if opened.clock is not None:
+                opened.clock.cancel()
         if pool is not None:  # what was handed to it is still done
             pool.shutdown(wait=False)
         # A zip's unpacked copy belongs to the process that unpacked it, and a child must not take it away.
@@ -191,6 +197,7 @@ class Engine:
 
     def _graph(self, role: str, wrap: Callable[[Session], GraphT]) -> GraphT:
         opened = self._here()
+        opened.used_s = time.monotonic()
         graph = opened.graphs.get(role)
         if graph is None or self._closed:
             with opened.lock:
@@ -201,7 +208,39 @@ class Engine:
                     graph = wrap(open_session(self.bundle, role, self.runtime))
                     opened.graphs[role] = graph
                     opened.load_ms += _since_ms(started)
+                    opened.used_s = time.monotonic()
+                    if opened.clock is None and self.runtime.idle_unload_s is not None:
+                        self._wind(opened, self.runtime.idle_unload_s)
         return cast(GraphT, graph)
+
+    def _wind(self, opened: _Opened, seconds: float) -> None:
+        opened.clock = threading.Timer(seconds, self._unload_if_idle, (opened,))
+        opened.clock.daemon = True
+        opened.clock.start()
+
+    def _unload_if_idle(self, opened: _Opened) -> None:
+        """Let graphs go that nobody asked for in a while; a search under way keeps its own."""
+        idle_s = self.runtime.idle_unload_s or 0.0
+        with opened.lock:
+            if self._closed:
+                return
+            left_s = opened.used_s + idle_s - time.monotonic()
+            if left_s > 0:
+                self._wind(opened, left_s)
+                return
+            opened.graphs.clear()
+            opened.clock = None
+        give_memory_back()
+
+
+def give_memory_back() -> None:
+    """Hand freed memory to the system, which C's allocator does by itself only now and then; Linux alone."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    with suppress(OSError, AttributeError):  # another C library has no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _since_ms(started: float) -> float:

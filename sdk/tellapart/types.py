@@ -177,6 +177,11 @@ class RuntimeOptions:
     """True lets the threads of a graph wait for each other by spinning while it runs, never between runs.
     On two cores with nothing else to do vision took a quarter less time, with other work on them more."""
 
+    idle_unload_s: float | None = None
+    """Seconds without use after which graphs are let go, and most of their memory with them; the next use
+    opens them again. None keeps them until `close`. Only the end of a process gives all memory back, see
+    `WorkerCaptioner`."""
+
     max_image_megapixels: float | None = None
     """Largest image, in millions of pixels by its header; None reads the environment variable
     TELLAPART_MAX_MEGAPIXELS and falls back to 50."""
@@ -194,6 +199,7 @@ class RuntimeOptions:
             _check_int("threads", self.threads, least=1, optional=False)
         if not isinstance(self.spin, bool):
             raise UsageError(f"spin must be True or False, got {self.spin!r}")
+        _check_number("idle_unload_s", self.idle_unload_s, low=0.0, open_low=True, optional=True)
         _check_number(
             "max_image_megapixels", self.max_image_megapixels, low=0.0, open_low=True, optional=True
         )

@@ -51,7 +51,7 @@ def test_every_question_is_answered_and_the_end_of_questions_is_the_end() -> Non
 def test_a_model_that_cannot_be_opened_is_said_and_the_end(tmp_path: Path) -> None:
     status, said = converse([], "--model", str(tmp_path))
     assert status == 1
-    assert "tellapart.json" in said[0]["fatal"]
+    assert "tellapart.json" in said[0]["fatal"]["message"]
 
 
 def test_words_apart_are_those_that_no_other_caption_has() -> None:
