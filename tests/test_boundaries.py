@@ -62,6 +62,7 @@ SDK_ROOMS = {
     "bench": {"tellapart.cli", "tellapart.commands"},
     "worker_captioner": {"tellapart.captioner", "tellapart.engine", "tellapart.backends"},
     "worker_lines": {"tellapart.captioner", "tellapart.engine", "tellapart.backends"},
+    "checks": {"tellapart.cli", "tellapart.commands"},
     "cache_folder": {"numpy", "tellapart.captioner", "tellapart.backends"},
     "doctor": {"tellapart.cli", "tellapart.commands"},
     "pages": {"tellapart.captioner", "tellapart.backends"},

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 from tellapart.bench import BenchReport, bench, drawn_photos, peak_rss_of_bundle_mib
 from tellapart.commands.choices import decode_options, find_images, runtime_options
-from tellapart.errors import BundleError, MissingExtraError
+from tellapart.errors import TellapartError
+
+if TYPE_CHECKING:
+    from tellapart.checks import Check
 
 __all__ = ["run"]
 
@@ -69,22 +73,26 @@ def _print_report(report: BenchReport) -> None:
 
 def _doctor(args: argparse.Namespace) -> int:
     """What the machine has; without a bundle or a runtime it still answers, and says what is missing."""
+    from tellapart.checks import run_checks
     from tellapart.doctor import advise_threads, examine_machine
 
     machine = examine_machine()
+    checks = run_checks(args.model, runtime=runtime_options(args), cpu_flags=machine.cpu_flags)
     advice, obstacle = None, None
     if not args.no_measure:
         try:
             advice = advise_threads(args.model, drawn_photos(), runtime=runtime_options(args))
-        except (BundleError, MissingExtraError) as error:
+        except TellapartError as error:
             obstacle = str(error)
     if args.json:
         measured = None
         if advice is not None:
             by_threads = {str(threads): round(ms, 3) for threads, ms in advice.median_ms.items()}
             measured = {"threads": advice.threads, "median_ms": by_threads, "by_graph": advice.by_graph}
-        print(json.dumps({**machine.to_record(), "advice": measured, "obstacle": obstacle}))
+        record = {**machine.to_record(), "checks": [asdict(check) for check in checks]}
+        print(json.dumps({**record, "advice": measured, "obstacle": obstacle}))
         return 0
+    _print_checks(checks)
     versions = ", ".join(f"{name} {version}" for name, version in machine.packages.items() if version)
     print(f"tellapart  {machine.tellapart} on Python {machine.python}, {machine.system}")
     print(f"packages   {versions}")
@@ -102,3 +110,16 @@ def _doctor(args: argparse.Namespace) -> int:
     elif obstacle is not None:
         print(f"threads    not measured: {obstacle}")
     return 0
+
+
+def _print_checks(checks: Sequence[Check]) -> None:
+    """What works, then what does not and what mends it."""
+    for check in checks:
+        if check.works:
+            print(f"ok   {check.name:<10}{check.finding}")
+    for check in checks:
+        if not check.works:
+            print(f"{'NO  ' if check.needed else '-   '} {check.name:<10}{check.finding}")
+            if check.mend is not None:
+                print(f"               {check.mend}")
+    print()
