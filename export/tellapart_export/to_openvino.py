@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tellapart.errors import BackendError, MissingExtraError, ParityError
+from tellapart.errors import BackendError, BundleError, MissingExtraError, ParityError
 from tellapart.manifest import GraphSpec, TensorSpec
 
 
@@ -55,9 +55,16 @@ def read_graph(file: Path, spec: GraphSpec) -> Any:
 
 
 def save_graph(model: Any, spec: GraphSpec, out: Path) -> None:
-    """Write a model; the names of its results stay as they are on the page."""
+    """Write a model; the names of its results stay as they are on the page.
+
+    Raises:
+        BundleError: the disk is full, or refuses.
+    """
     model.set_friendly_name(spec.role)
-    load_openvino().save_model(model, str(out), compress_to_fp16=False)
+    try:
+        load_openvino().save_model(model, str(out), compress_to_fp16=False)
+    except RuntimeError as error:  # it gives no number of the system's
+        raise BundleError(f"OpenVINO cannot write {out.name}: {str(error).strip()[:300]}") from error
 
 
 def load_openvino() -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy.typing as npt
 
 from tellapart.bundle import Bundle
-from tellapart.errors import MissingExtraError, UsageError
+from tellapart.errors import BundleError, MissingExtraError, UsageError
 from tellapart.manifest import GraphSpec
 from tellapart_quantization.surgery import FEATURES
 
@@ -121,10 +121,17 @@ def read_model(file: Path) -> Model:
 
 
 def save_model(model: Any, file: Path) -> None:
-    """Write ".xml" and ".bin"; what is float stays float32."""
+    """Write ".xml" and ".bin"; what is float stays float32.
+
+    Raises:
+        BundleError: the disk is full, or refuses.
+    """
     import openvino
 
-    openvino.save_model(model, str(file), compress_to_fp16=False)
+    try:
+        openvino.save_model(model, str(file), compress_to_fp16=False)
+    except RuntimeError as error:  # it gives no number of the system's
+        raise BundleError(f"OpenVINO cannot write {file.name}: {str(error).strip()[:300]}") from error
 
 
 def _trunk_blocks(graph: Any) -> dict[str, list[str]]:

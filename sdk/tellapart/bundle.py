@@ -16,6 +16,7 @@ A zip is unpacked into a private temporary folder, as runtimes want files; `Bund
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -53,6 +54,10 @@ __all__ = [
 
 EMBEDDED = Path(__file__).parent / "model"
 """The bundle inside the package."""
+
+
+# Not every system has quotas.
+_DISK_IS_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class Bundle:
@@ -228,6 +233,13 @@ def staged_bundle(out: str | os.PathLike[str], *, overwrite: bool = False) -> It
         scratch.mkdir()
         yield scratch
         publish_bundle(scratch, goal, overwrite=overwrite)
+    except OSError as error:
+        if error.errno not in _DISK_IS_FULL:
+            raise
+        raise BundleError(
+            f"cannot write {goal}: {error.strerror}; make room there and try again, nothing was changed",
+            bundle=str(goal),
+        ) from error
     finally:
         remove_tree(hidden)
 

@@ -77,6 +77,7 @@ def find_family(folder: Path) -> str:
 
 def _advice(kind: str) -> str:
     known = sorted(FAMILIES)
-    near = difflib.get_close_matches(kind, known, n=1)
+    inside = sorted((name for name in known if name in kind), key=len, reverse=True)  # "chinese_clip"
+    near = difflib.get_close_matches(kind, known, n=1) or inside
     hint = f"the nearest known one is {near[0]!r}" if near else f"known ones are {', '.join(known)}"
     return f"which this version does not export; {hint}. {GUIDE} tells how to add one in a file"
