@@ -34,6 +34,9 @@ def in_order(
     Yields:
         One result an item.
     """
+    if workers == 1:  # no thread is needed to do one thing after the other
+        yield from map(work, items)
+        return
     waiting: deque[Future[FoundT]] = deque()
     pool = ThreadPoolExecutor(workers, "tellapart-bulk")
     try:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tellapart.bulk import in_order
 from tellapart.cache_folder import default_cache_dir
 from tellapart.errors import ImageError, ShapeError, UsageError
 from tellapart.types import FloatArray
@@ -112,6 +113,7 @@ def open_index(
     *,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    workers: int = 1,
 ) -> ImageIndex:
     """The index of a folder and all folders in it, brought up to date.
 
@@ -120,15 +122,19 @@ def open_index(
         retriever: embeds what is new.
         cache_dir: where indexes are kept; None is `$XDG_CACHE_HOME/tellapart`, or `~/.cache/tellapart`.
         progress: told after each image that had to be looked at.
+        workers: images looked at side by side, from 1; most come through with a worker for each core on a
+            retriever of `threads=1`.
 
     Raises:
-        UsageError: no such folder.
+        UsageError: no such folder, or `workers` below 1.
         BackendError: the runtime failed.
         ClosedError: the retriever was closed.
     """
     root = Path(os.path.abspath(os.fspath(folder)))
     if not root.is_dir():
         raise UsageError(f"{os.fspath(folder)} is not a folder; name one that holds images")
+    if workers < 1:
+        raise UsageError(f"workers must be at least 1, got {workers}")
     sha256 = retriever.bundle.sha256
     listing = {name: _stamp(root / name) for name in list_images(root)}
     path = _index_path(root, sha256, cache_dir)
@@ -137,15 +143,25 @@ def open_index(
     # A failed image is tried again only when it changed: a folder's bad files would slow every search down.
     failed = {name: text for (name, stamp), text in failures.items() if listing.get(name) == stamp}
     fresh = [name for name in listing if name not in known and name not in failed]
+
+    def embed(name: str) -> FloatArray | ImageError:
+        try:
+            row: FloatArray = retriever.embed_images([root / name])[0]
+        except ImageError as error:
+            return error
+        return row
+
+    results = in_order(embed, iter(fresh), workers=workers)
     try:
-        for done, name in enumerate(fresh, 1):
-            try:
-                known[name] = retriever.embed_images([root / name])[0]
-            except ImageError as error:
-                failed[name] = str(error)
+        for done, (name, found) in enumerate(zip(fresh, results, strict=True), 1):
+            if isinstance(found, ImageError):
+                failed[name] = str(found)
+            else:
+                known[name] = found
             if progress is not None:
                 progress(done, len(fresh))
     finally:
+        results.close()
         # Also after Ctrl-C: what was embedded so far need not be embedded again.
         names = tuple(name for name in listing if name in known)
         stacked = np.stack([known[name] for name in names]) if names else _no_rows(retriever.width)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tellapart import Retriever, ShapeError, UsageError
+from tellapart import Retriever, RuntimeOptions, ShapeError, UsageError
 from tellapart.search import ImageIndex, default_cache_dir, list_images, open_index
 
 Images = dict[str, np.ndarray]
@@ -196,3 +196,24 @@ def test_the_cache_lies_where_the_desktop_says(monkeypatch: pytest.MonkeyPatch, 
 def test_links_to_folders_are_not_followed(photos: Path) -> None:
     (photos / "loop").symlink_to(photos, target_is_directory=True)
     assert list_images(photos) == ["deep/Green.PNG", "deep/er/blue.jpg", "red.png"]
+
+
+def test_workers_make_the_same_index(
+    tiny_bundle: Path, photos: Path, cache: Path, tmp_path: Path, toy_images: Images
+) -> None:
+    for number, image in enumerate([*toy_images.values()] * 3):
+        Image.fromarray(image).save(photos / f"{number:02}.png")
+    (photos / "broken.png").write_bytes(b"broken")
+    with Retriever.open(tiny_bundle, runtime=RuntimeOptions(threads=1)) as retriever:
+        steps: list[tuple[int, int]] = []
+        many = open_index(
+            photos, retriever, cache_dir=cache, workers=4, progress=lambda *step: steps.append(step)
+        )
+        one = open_index(photos, retriever, cache_dir=tmp_path / "other")
+        with pytest.raises(UsageError, match="workers"):
+            open_index(photos, retriever, cache_dir=cache, workers=0)
+    assert many.names == one.names
+    assert (many.rows == one.rows).all()
+    assert many.failures == one.failures
+    assert list(many.failures) == ["broken.png"]
+    assert steps == [(done, many.embedded) for done in range(1, many.embedded + 1)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 
+from tellapart.backends.threads import physical_cores
 from tellapart.commands.choices import runtime_options
 from tellapart.commands.outputs import say
 from tellapart.commands.progress import Progress
@@ -23,10 +25,13 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.top < 1:
         raise UsageError(f"--top must be an integer of at least 1, got {args.top}")
-    with Retriever.open(args.model, runtime=runtime_options(args)) as retriever:
+    runtime, workers = runtime_options(args), 1
+    if runtime.threads == "auto":  # a core for each image beats several for one
+        runtime, workers = replace(runtime, threads=1), physical_cores()
+    with Retriever.open(args.model, runtime=runtime) as retriever:
         # How many images are new shows with the first of them.
         with Progress(0) as progress:
-            index = open_index(args.folder, retriever, progress=progress.at)
+            index = open_index(args.folder, retriever, progress=progress.at, workers=workers)
         if index.embedded:
             say(f"{index.embedded} images looked at, {len(index.names)} in the index")
         for name, message in index.failures.items():
