@@ -4,7 +4,7 @@
 # make freeze          the desktop app as a folder that needs no Python, tried: size, start, one caption
 # make check           ruff (lint, format), mypy --strict, and the docs without a warning
 # make docs            the site of docs/ in build/site
-# make bench           speed and memory of the embedded bundle on this machine
+# make bench           speed, cold start and memory of the embedded bundle on this machine
 # make bench-peers     the same weights in transformers, optimum and OpenVINO against ours, in an environment of its own
 # make train-embedded  raw data to embedded bundle, the whole recipe
 # make study           tables and plot of the self-retrieval study, from the figures in docs/study
@@ -81,6 +81,7 @@ docs: $(DEV)
 
 bench: $(SDK)
 	$(TELLAPART) bench
+	$(SDK_ENV)/bin/python benchmarks/cold_start.py samples/photos/astronaut.jpg
 
 # ViT-GPT2 needs 8 GB of memory while it is converted; SIZE=compact leaves it out.
 SIZE ?= compact vit-gpt2
