@@ -254,3 +254,10 @@ def test_a_caption_is_made_where_training_packages_are_forbidden(tiny_bundle: Pa
     )
     done = run_with_forbidden(NEVER_IN_SDK | set(PACKAGES) - {"tellapart"}, code)
     assert "white" in done.stdout, done.stderr
+
+
+def test_the_caption_command_starts_without_what_it_never_needs() -> None:
+    # Each would cost every caption's start some hundredths of a second.
+    forbidden = {"http", "asyncio", "multiprocessing", "unittest"}
+    done = run_with_forbidden(forbidden, "import tellapart.cli, tellapart.commands.caption; print('light')")
+    assert (done.stdout.strip(), done.returncode) == ("light", 0), done.stderr
