@@ -69,12 +69,15 @@ def test_the_table_divides_medians() -> None:
         more = {"preprocess_ms": [2.0], "cold_s": [0.4, 0.5, 0.3], "peak_rss_mib": 100.0}
         return {"ms": list(ms), "installed_mib": 170.0, "same": "5/5", **more}
 
-    measured = {"peers": {"tellapart-int8": page(10, 30, 20), "eager": page(60, 80, 100)}, "left_out": 1}
+    peers = {"tellapart-int8": page(10, 30, 20), "eager": page(60, 80, 100)}
+    measured = {"peers": peers, "left_out": 1, "quiet": True}
     lines = load("compare").table("compact", measured).splitlines()
     assert (
         "| transformers eager FP32 | 80.0 (60.0 to 100.0) | 4.0 x | 2.0 | 0.40 | 100 | 170 | 5/5 |" in lines
     )
     assert lines[-1] == "3 rounds; 1 turns left out as others used the machine."
+    busy = load("compare").table("compact", {**measured, "quiet": False})
+    assert busy.endswith("others used the machine in most turns, so only the ratios say something.")
 
 
 def test_the_networks_have_the_sizes_they_promise(tmp_path: Path) -> None:
