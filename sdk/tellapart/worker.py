@@ -16,6 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from tellapart.captioner import Captioner
@@ -64,7 +65,8 @@ def serve(
     # By number: a windowed program has no sys.stdin and no sys.stdout, and its pipes are there all the same.
     # What a library prints must not come between the lines, so the pipe is kept and stdout goes to stderr.
     with open(0, "rb", closefd=False) as questions, os.fdopen(os.dup(1), "wb") as out:
-        os.dup2(2, 1)
+        with suppress(OSError):  # there may be no stderr either
+            os.dup2(2, 1)
 
         def say(record: dict[str, Any]) -> None:
             out.write(json.dumps(record).encode("ascii") + b"\n")
