@@ -71,3 +71,9 @@ def test_numbers_that_are_none_are_passed_over(tmp_path: Path) -> None:
     page = {"model on 6 cores": {"vision": 0, "decoder": True, "text": 4, "more": 1}}
     (tmp_path / "threads.json").write_text(json.dumps(page))
     assert threads.remembered("model", cache_dir=tmp_path) == {}
+
+
+def test_workers_are_the_cores_up_to_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert threads.count_workers() == 6
+    monkeypatch.setattr(threads, "physical_cores", lambda: 64)
+    assert threads.count_workers() == 8

@@ -22,9 +22,10 @@ from tellapart.cache_folder import default_cache_dir
 from tellapart.manifest import GraphSpec
 from tellapart.types import RuntimeOptions
 
-__all__ = ["count_threads", "physical_cores", "remember", "remembered", "rule", "threads_of"]
+__all__ = ["count_threads", "count_workers", "physical_cores", "remember", "remembered", "rule", "threads_of"]
 
 _MOST_AUTO_THREADS = 4  # half a GFLOP of vision has no work for more
+_MOST_AUTO_WORKERS = 8  # Python itself is a fifth of a caption: more would only wait for each other
 _LARGE_DECODER_BYTES = 32 * 1024 * 1024
 _FILE = "threads.json"
 
@@ -49,6 +50,11 @@ def threads_of(bundle: Bundle, graph: GraphSpec, runtime: RuntimeOptions) -> int
     size = sum(entry.bytes for path, entry in bundle.manifest.files.items() if path.startswith(stem))
     measured = {} if graph.role == "text" else remembered(bundle.sha256)
     return measured.get(graph.role, rule(graph.role, size))
+
+
+def count_workers() -> int:
+    """Images worth having under way at once on this machine: one for each core, at most eight."""
+    return min(physical_cores(), _MOST_AUTO_WORKERS)
 
 
 def rule(role: str, graph_bytes: int) -> int:

@@ -176,7 +176,7 @@ def _add_caption(verbs: Verbs, everywhere: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="images at once, one thread each (default: the cores, where there are several images)",
+        help="images at once, one thread each (default for several images: the cores, at most 8)",
     )
     parser.add_argument("--n-best", type=int, default=1, metavar="N", help="captions per image (default: 1)")
     parser.add_argument(

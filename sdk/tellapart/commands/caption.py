@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tellapart.backends.threads import physical_cores
+from tellapart.backends.threads import count_workers
 from tellapart.captioner import Captioner
 from tellapart.commands.choices import decode_options, find_images, runtime_options
 from tellapart.commands.outputs import CaptionSink, JsonLinesFile, JsonOut, Lines, Sidecars, say
@@ -83,7 +83,7 @@ def _workers(args: argparse.Namespace, images: Sequence[Path]) -> int:
         return int(args.workers)
     if len(images) < _FEW or args.threads != "auto" or args.stream:
         return 1
-    return min(physical_cores(), len(images))
+    return min(count_workers(), len(images))
 
 
 def _sink(args: argparse.Namespace, model: str) -> CaptionSink:

@@ -6,7 +6,7 @@ import argparse
 import json
 from dataclasses import replace
 
-from tellapart.backends.threads import physical_cores
+from tellapart.backends.threads import count_workers
 from tellapart.commands.choices import runtime_options
 from tellapart.commands.outputs import say
 from tellapart.commands.progress import Progress
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--top must be an integer of at least 1, got {args.top}")
     runtime, workers = runtime_options(args), 1
     if runtime.threads == "auto":  # a core for each image beats several for one
-        runtime, workers = replace(runtime, threads=1), physical_cores()
+        runtime, workers = replace(runtime, threads=1), count_workers()
     with Retriever.open(args.model, runtime=runtime) as retriever:
         # How many images are new shows with the first of them.
         with Progress(0) as progress:
