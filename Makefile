@@ -6,6 +6,7 @@
 # make docs            the site of docs/ in build/site
 # make bench           speed, cold start and memory of the embedded bundle on this machine
 # make bench-peers     the same weights in transformers, optimum and OpenVINO against ours, in an environment of its own
+# make families        every family at true size, random weights, against torch on each target: an hour
 # make train-embedded  raw data to embedded bundle, the whole recipe
 # make study           tables and plot of the self-retrieval study, from the figures in docs/study
 # make study-run       trains what is missing of the study and measures it again: hours
@@ -13,7 +14,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test test-sdk test-app app freeze check docs bench train-embedded study study-run clean bench-peers
+.PHONY: demo test test-sdk test-app app freeze check docs bench families train-embedded study study-run clean bench-peers
 
 PYTHON ?= python3
 # Where the training data lies, and where a run is kept.
@@ -89,6 +90,9 @@ bench-peers: $(SDK) $(DEV) $(PEERS)
 	$(DEV_ENV)/bin/python benchmarks/peers/make_models.py $(PEER_MODELS) --photos samples/photos --size $(SIZE)
 	$(SDK_ENV)/bin/python benchmarks/peers/compare.py $(PEER_MODELS) --photos samples/photos --size $(SIZE) \
 	  --theirs $(PEERS_ENV)/bin/python
+
+families: $(DEV)
+	OMP_NUM_THREADS=1 $(DEV_ENV)/bin/python -W ignore benchmarks/export_families.py --images $(DATA)/flickr8k/images.tar
 
 train-embedded: $(DEV)
 	$(DEV_ENV)/bin/python -m tellapart_training.recipe --data $(DATA) --run $(RUN)

@@ -157,7 +157,7 @@ def feeds_for(subject: Subject, source: SourceGraph, pixels: PixelArray) -> list
             "past_kv": draw.standard_normal((rows, batch, heads, past, width)).astype(np.float32),
             "cross_kv": draw.standard_normal((rows, batch, heads, image_tokens, width)).astype(np.float32),
         }
-        for batch, past in ((1, 0), (3, 0), (1, 1), (2, subject.positions))
+        for batch, past in ((1, 0), (3, 0), (2, 1), (1, subject.positions))
     ]
 
 

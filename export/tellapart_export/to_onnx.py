@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import logging
 import warnings
@@ -71,6 +72,11 @@ def export_graph(source: SourceGraph, file: Path) -> None:
     _tidy(model, source)
     onnx.checker.check_model(model)
     onnx.save(model, file)
+    # The trace refers to itself in circles and holds the weights twice; without this the next graph comes on
+    # top.
+    del program, model, module
+    torch.compiler.reset()
+    gc.collect()
 
 
 def _tidy(model: Any, source: SourceGraph) -> None:

@@ -48,6 +48,8 @@ class QuantScheme:
     """Blocks of the trunk that stay in float unless the caller says otherwise."""
     target: str = "onnx"
     """What the graphs are for."""
+    photos: int = 128
+    """Most photos to calibrate on unless the caller says otherwise."""
 
 
 SCHEMES = {
@@ -56,8 +58,14 @@ SCHEMES = {
     "vnni": QuantScheme("vnni", trunk=True, float_blocks=("stem", "blocks.0", "blocks.1")),
     "weights": QuantScheme("weights", trunk=False),
     "dynamic": QuantScheme("dynamic", trunk=False, dynamic=True),
+    # With the embedded pair, 300 photos: 98.3 % of next tokens stay the same as for "vnni", 98.6 % with four
+    # times the photos, 98.9 % with two more blocks in float, at 0.02 MiB.
     "openvino": QuantScheme(
-        "openvino", trunk=True, float_blocks=("stem", "blocks.0", "blocks.1"), target="openvino"
+        "openvino",
+        trunk=True,
+        float_blocks=("stem", "blocks.0", "blocks.1", "blocks.2", "blocks.3"),
+        target="openvino",
+        photos=512,
     ),
 }
 """Presets: "vnni" is for x86 and ARM with 8-bit dot products, "weights" keeps every activation in float,
@@ -82,8 +90,8 @@ class QuantizeOptions:
     auto_blocks: int = 3
     """Most blocks that "auto" keeps."""
 
-    calibration_limit: int = 128
-    """Most photos to calibrate on."""
+    calibration_limit: int | None = None
+    """Most photos to calibrate on; None takes the scheme's number."""
 
     check_images: int = 200
     """Most photos to compare on."""
@@ -115,7 +123,8 @@ class QuantizeOptions:
         """Refuse what cannot be done."""
         if self.scheme not in SCHEMES:
             raise UsageError(f"scheme {self.scheme!r} is not known; choose one of {', '.join(SCHEMES)}")
-        if min(self.calibration_limit, self.check_images, self.auto_blocks) < 1:
+        limit = 1 if self.calibration_limit is None else self.calibration_limit
+        if min(limit, self.check_images, self.auto_blocks) < 1:
             raise UsageError("calibration limit, check images and auto blocks have to be at least 1")
         if self.split is not None and self.captions is None:
             raise UsageError("a split needs the captions file that tells who is in it (--captions)")
@@ -200,6 +209,7 @@ def _choose_photos(
 
     Nor is a photo calibrated on whose file name is in `bags`.
     """
+    most = options.calibration_limit or SCHEMES[options.scheme].photos
     captions = None
     able = list(photos.names)
     if options.captions is not None:
@@ -211,7 +221,7 @@ def _choose_photos(
         rest = [name for name in photos.names if PurePosixPath(name).name not in bags]
         if not rest:
             raise DataError(f"every photo of {options.images} is in the benchmark; none to calibrate on")
-        calibrated = spread(rest, min(options.calibration_limit, max(1, len(rest) // 2)))
+        calibrated = spread(rest, min(most, max(1, len(rest) // 2)))
         able = [name for name in able if name not in set(calibrated)] or able
     else:
         # All of the split stays out, so that a larger comparison does not change the calibration.
@@ -222,7 +232,7 @@ def _choose_photos(
                 f"every photo of {options.images} is in split {options.split!r}"
                 f"{' or the benchmark' if bags else ''}; none to calibrate on"
             )
-        calibrated = spread(rest, options.calibration_limit)
+        calibrated = spread(rest, most)
     checked = spread(able, options.check_images)
     return checked, calibrated, None if captions is None else {name: captions[name] for name in checked}
 

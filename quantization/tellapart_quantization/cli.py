@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--auto-blocks", type=int, default=3, metavar="N", help="most blocks that auto keeps")
     parser.add_argument(
-        "--calibration-limit", type=int, default=128, metavar="N", help="photos to calibrate on"
+        "--calibration-limit", type=int, metavar="N", help="photos to calibrate on (default: the scheme's)"
     )
     parser.add_argument("--check-images", type=int, default=200, metavar="N", help="photos to compare on")
     parser.add_argument(
