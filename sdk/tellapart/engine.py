@@ -158,6 +158,7 @@ class Engine:
         # A zip's unpacked copy belongs to the process that unpacked it, and a child must not take it away.
         if os.getpid() == self._owner:
             self.bundle.close()
+        give_memory_back()
 
     def look(self, image: ImageInput | View) -> View:
         """One vision pass; a View of this bundle comes back as it is.

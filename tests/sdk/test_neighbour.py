@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 import time
@@ -78,6 +79,26 @@ def test_memory_stays_flat_over_many_captions(tiny_bundle: Path, toy_images: Ima
         before_mib = rss_mib()
         caption(500)
         assert rss_mib() - before_mib < 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads memory as Linux tells it")
+def test_closing_gives_most_of_the_memory_back() -> None:
+    # In a process of its own: others leave holes in the heap that this one could fill.
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import onnxruntime, numpy as np\n"
+        "from tellapart import Captioner, DecodeOptions, RuntimeOptions\n"
+        "from tellapart.bench import drawn_photos\n"
+        "def rss(): return [int(l.split()[1]) for l in open('/proc/self/status') if l[:6] == 'VmRSS:'][0]\n"
+        "photos, empty = drawn_photos(4) * 6, rss()\n"
+        "captioner = Captioner.open(runtime=RuntimeOptions(threads=1))\n"
+        "for _ in captioner.caption_many(photos, workers=2, options=DecodeOptions(beams=4)): pass\n"
+        "full = rss(); captioner.close(); print(full - empty, rss() - empty)\n"
+    )
+    sdk = str(Path(__file__).parents[2] / "sdk")
+    done = subprocess.run([sys.executable, "-c", code, sdk], capture_output=True, text=True, check=True)
+    full_kib, left_kib = map(int, done.stdout.split())
+    assert full_kib > 40_000
+    assert left_kib < 0.6 * full_kib
 
 
 @pytest.mark.slow
