@@ -308,7 +308,7 @@ def run_steps(
     Args:
         config: resolved.
         stage: batches, objective, evaluation.
-        accelerator: from `make_accelerator`.
+        accelerator: from `make_accelerator`; leaves its process group when done.
         folder: of the run, already checked against `config`.
         resume: take up the newest state.
         memory: kept in every state and restored from it.
@@ -326,4 +326,7 @@ def run_steps(
         folder.open()
     if resume:
         run.resume()
-    return run.run()
+    facts = run.run()
+    # Without it a process may end while threads of the communication library live, which aborts it.
+    accelerator.end_training()
+    return facts

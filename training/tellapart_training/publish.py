@@ -42,7 +42,7 @@ def publish_embedded(run: Path, out: Path, *, seconds: Mapping[str, float], proc
         run: folder of the recipe with `int8`, the four evaluation reports, and on demand `NOTES.md`: what
             the reader of the card must know of this run, above all where it left the recipe.
         out: bundle folder to make or replace.
-        seconds: of each step of the recipe.
+        seconds: of each step of the recipe; empty where they are not known, and the card then gives no times.
         processors: of the machine.
 
     Returns:
@@ -66,7 +66,7 @@ def publish_embedded(run: Path, out: Path, *, seconds: Mapping[str, float], proc
     card = Template((Path(__file__).parent / "model_card.md").read_text(encoding="utf-8")).substitute(
         figures=_figures_table(figures),
         seconds=_seconds_table(seconds),
-        total=f"{sum(seconds.values()) / 60:.0f}",
+        total=f": {sum(seconds.values()) / 60:.0f} minutes in all" if seconds else "",
         notes=_notes(run / "NOTES.md"),
         machine=machine,
         commit=commit,
@@ -117,8 +117,10 @@ def _figures_table(figures: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _seconds_table(seconds: Mapping[str, float]) -> str:
+    if not seconds:
+        return ""
     rows = [f"| {name} | {value / 60:.1f} |" for name, value in seconds.items()]
-    return "\n".join(["| step | minutes |", "|---|---:|", *rows])
+    return "\n".join(["| step | minutes |", "|---|---:|", *rows, "", ""])
 
 
 def _sizes_table(bundle: Path) -> str:
