@@ -8,13 +8,14 @@
 # make bench-peers     the same weights in transformers, optimum and OpenVINO against ours, in an environment of its own
 # make families        every family at true size, random weights, against torch on each target: an hour
 # make train-embedded  raw data to embedded bundle, the whole recipe
+# make boost-faults    boosting against an endpoint that fails in every way, 10,000 requests
 # make study           tables and plot of the self-retrieval study, from the figures in docs/study
 # make study-run       trains what is missing of the study and measures it again: hours
 # make clean           what the targets above left, except runs/
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test test-sdk test-app app freeze check docs bench families train-embedded study study-run clean bench-peers
+.PHONY: demo test test-sdk test-app app freeze check docs bench families train-embedded study study-run clean bench-peers boost-faults
 
 PYTHON ?= python3
 # Where the training data lies, and where a run is kept.
@@ -96,6 +97,9 @@ families: $(DEV)
 
 train-embedded: $(DEV)
 	$(DEV_ENV)/bin/python -m tellapart_training.recipe --data $(DATA) --run $(RUN)
+
+boost-faults: $(DEV)
+	$(DEV_ENV)/bin/python tests/training/check_boost_against_faults.py
 
 study: $(DEV)
 	$(DEV_ENV)/bin/python -m tellapart_training.study report

@@ -73,6 +73,8 @@ def test_the_wheel_holds_our_packages_and_the_bundle(wheel: Path) -> None:
     inside = {name.removeprefix("tellapart/model/") for name in names if name.startswith("tellapart/model/")}
     assert inside == {*manifest["files"], "tellapart.json"}
     assert sum(entry["bytes"] for entry in manifest["files"].values()) <= 30 * MIB
+    prompts = (ROOT / "training" / "tellapart_training" / "boost" / "prompts").glob("*.txt")
+    assert {f"tellapart_training/boost/prompts/{path.name}" for path in prompts} <= set(names)
     assert [name for name in names if name.startswith(("samples", "tests")) or name.endswith(".jpg")] == []
 
 

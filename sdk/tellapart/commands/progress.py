@@ -29,6 +29,8 @@ class Progress:
         """
         self._total, self._done, self._failed = total, 0, 0
         self._quiet = quiet
+        self.note = ""
+        """What else is worth showing, at the end of the line."""
         self._terminal = sys.stderr.isatty()
         self._started_s = self._drawn_s = time.monotonic()
         self._line_open = False
@@ -78,6 +80,8 @@ class Progress:
         text = f"{self._done}/{self._total} images, {rate:.1f} a second, {_clock(left_s)} left"
         if self._failed:
             text += f", {self._failed} failed"
+        if self.note:
+            text += f", {self.note}"
         if self._terminal:
             filled = _BAR_CHARS * self._done // self._total
             sys.stderr.write(f"\r\x1b[K[{'#' * filled}{'.' * (_BAR_CHARS - filled)}] {text}")

@@ -37,6 +37,7 @@ class Candidate:
         vision: parsed statements of vision experts; empty for a blend of captions alone.
         prompt: instructions that the generator was given, to recognise an echo.
         exact: whether every single word must be a human's, as the extractive blend promises.
+        image: name of the image, for the rule that looks at it.
     """
 
     text: str
@@ -45,6 +46,7 @@ class Candidate:
     vision: Sequence[Sentence] = ()
     prompt: str = ""
     exact: bool = False
+    image: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,11 +192,13 @@ class Checker:
         lexicon: word classes.
         limits: lengths.
         off: names of rules that are switched off.
+        look: the rule "similarity", given image, caption and human captions; None where there are no photos.
     """
 
     lexicon: Lexicon
     limits: Limits
     off: frozenset[str] = frozenset()
+    look: Callable[[str, str, Sequence[Sentence]], str] | None = None
 
     def check(self, candidate: Candidate) -> tuple[str, str]:
         """The first rule that a caption breaks, and why; ("", "") where it breaks none."""
@@ -203,4 +207,8 @@ class Checker:
                 reason = rule(candidate, self.limits, self.lexicon)
                 if reason:
                     return name, reason
+        if self.look is not None and "similarity" not in self.off:
+            reason = self.look(candidate.image, candidate.text, candidate.humans)
+            if reason:
+                return "similarity", reason
         return "", ""

@@ -60,7 +60,13 @@ class Extractive:
                 break
             sentence = parses.get(blend.text) or self._parser.parse([blend.text])[0]
             rule, _ = self._checker.check(
-                Candidate(text=blend.text, sentence=sentence, humans=subject.sentences, exact=True)
+                Candidate(
+                    text=blend.text,
+                    sentence=sentence,
+                    humans=subject.sentences,
+                    exact=True,
+                    image=subject.record.image,
+                )
             )
             if rule:
                 outcome.rejected[rule] += 1

@@ -62,6 +62,8 @@ class Tally:
     images: int = 0
     written: int = 0
     texts: list[str] = field(default_factory=list)
+    similarities: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
+    """Cosines with the photo: mean of the human captions of an image, mean of its boosted ones."""
 
     def add_boosted(self, sentence: Sentence, humans: Sequence[Sentence]) -> None:
         """Count a boosted caption, and its words that a human caption of its image has."""
@@ -83,12 +85,20 @@ class Tally:
             "content_gain": round(after["content_words"] / max(1e-9, before["content_words"]) - 1.0, 4),
             "word_support": round(self.supported / max(1, self.counted), 6),
             "grafts": self.grafts,
+            **self._similarity(),
             "near_duplicates": round(near_duplicate_share(self.texts), 4),
             "generators": dict(sorted(self.generators.items())),
             "rejected": dict(sorted(self.rejected.items())),
             "captions_refused": dict(sorted(self.refused.items())),
             "images_dropped": dict(sorted(self.dropped.items())),
         }
+
+    def _similarity(self) -> dict[str, Any]:
+        human, boosted = self.similarities
+        if not human:
+            return {}
+        means = [round(sum(values) / len(values), 4) for values in (human, boosted)]
+        return {"similarity": {"human": means[0], "boosted": means[1]}}
 
 
 def near_duplicate_share(texts: Sequence[str]) -> float:

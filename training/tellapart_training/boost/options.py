@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from tellapart.errors import UsageError
+from tellapart_training.boost.chat_options import ChatOptions, add_chat_arguments, chat_options_of
 from tellapart_training.boost.checks import RULES
 
-GENERATORS = ("extractive",)
+GENERATORS = ("extractive", "endpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class BoostOptions:
     """"skip" counts lines that cannot be read and goes on."""
     generator: str = "extractive"
     """Who writes; the extractive blend needs no model."""
+    chat: ChatOptions = field(default_factory=ChatOptions)
+    """Of the generators that ask a language model."""
     per_image: int = 1
     """Captions for each image at most; the extractive blend grows each from another base."""
     agreement: int = 1
@@ -42,6 +45,8 @@ class BoostOptions:
     """Longest caption that passes the check."""
     vocabulary: Path | None = None
     """Bundle whose vocabulary bounds the length; None is the embedded one."""
+    scorer: Path | None = None
+    """Bundle of the retriever that judges similarity; None is the embedded one."""
     clip: str = ""
     """Folder of a CLIP tokenizer for exact counts; "" estimates from above."""
     checks_off: tuple[str, ...] = ()
@@ -61,7 +66,22 @@ class BoostOptions:
             raise UsageError(f"no generator {self.generator!r}: choose {', '.join(GENERATORS)}")
         if self.per_image < 1 or self.limit < 0 or self.agreement < 1 or self.max_words < 3:
             raise UsageError("--per-image and --agreement from 1, --max-words from 3, --limit from 0")
+        if self.generator == "extractive" and (self.chat.vision or self.chat.dry_run):
+            raise UsageError("--vision and --dry-run need a language model: give --generator endpoint")
+        if self.generator != "extractive" and not self.chat.chat_model:
+            raise UsageError(f"--generator {self.generator} needs --chat-model")
+        if self.generator != "extractive" and self.per_image > 1 and self.chat.temperature == 0:
+            raise UsageError(
+                "a model says the same each time at temperature 0: --per-image needs --temperature"
+            )
+        if self.chat.vision and self.images is None:
+            raise UsageError("--vision needs --images, the photos to look at")
         self.part()
+
+    @property
+    def journal(self) -> Path:
+        """Where answers are kept."""
+        return self.chat.journal or self.out.with_name(f"{self.out.name}.journal")
 
     def part(self) -> tuple[int, int]:
         """The shard as (which, of how many), from 1.
@@ -92,10 +112,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     blend.add_argument(
         "--agreement", type=int, default=1, metavar="N", help="other captions that must speak of a graft"
     )
-    blend.add_argument("--max-words", type=int, default=32, metavar="N", help="grow no further than this")
+    blend.add_argument(
+        "--max-words",
+        type=int,
+        default=32,
+        metavar="N",
+        help="grow no further than this; ask models for no more",
+    )
+    add_chat_arguments(parser)
     checks = parser.add_argument_group("checks")
     checks.add_argument("--limit-words", type=int, default=40, metavar="N", help="longest valid caption")
     checks.add_argument("--vocabulary", type=Path, metavar="BUNDLE", help="its vocabulary bounds the length")
+    checks.add_argument("--scorer", type=Path, metavar="BUNDLE", help="retriever that judges similarity")
     checks.add_argument("--clip", default="", metavar="FOLDER", help="CLIP tokenizer, for exact counts")
     checks.add_argument(
         "--no-check", dest="checks_off", action="append", default=[], metavar="RULE",
@@ -113,6 +141,7 @@ def options_of(arguments: argparse.Namespace) -> BoostOptions:
     Raises:
         UsageError: some that do not go together.
     """
-    given = {field.name: getattr(arguments, field.name) for field in fields(BoostOptions)}
+    given = {one.name: getattr(arguments, one.name) for one in fields(BoostOptions) if one.name != "chat"}
+    given["chat"] = chat_options_of(arguments)
     given["split"], given["checks_off"] = tuple(given["split"]), tuple(given["checks_off"])
     return BoostOptions(**given)

@@ -61,3 +61,12 @@ class Outcome:
                 **self.details,
             },
         }
+
+
+@dataclass(frozen=True)
+class Done:
+    """An image that is done, and where it stood in the file."""
+
+    place: int
+    subject: Subject
+    outcome: Outcome

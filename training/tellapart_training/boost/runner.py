@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tellapart.bundle import open_bundle
 from tellapart.commands.progress import Progress
 from tellapart.errors import DataError
 from tellapart.tokenizer import Tokenizer
 from tellapart_training.boost.blend import BlendOptions
+from tellapart_training.boost.chat_run import ChatRun
 from tellapart_training.boost.checks import Checker, Limits
+from tellapart_training.boost.estimate import estimate
 from tellapart_training.boost.extractive import Extractive
 from tellapart_training.boost.figures import Tally
+from tellapart_training.boost.gather import GatheredParser
 from tellapart_training.boost.lexicon import load_lexicon
 from tellapart_training.boost.options import BoostOptions
-from tellapart_training.boost.outcome import Outcome
+from tellapart_training.boost.outcome import Done, Outcome
 from tellapart_training.boost.parsing import Parser, SpacyParser
+from tellapart_training.boost.similarity import Gauge
 from tellapart_training.boost.source import Subject, parsed, read_records
 from tellapart_training.data import normalise_caption
-from tellapart_training.images import say_on_stderr
+from tellapart_training.images import ImageSource, say_on_stderr
 from tellapart_training.run_folder import write_atomically
 
 _BLOCK = 256
@@ -36,37 +41,51 @@ def boost(options: BoostOptions, *, parser: Parser | None = None) -> dict[str, A
         parser: None opens spaCy's.
 
     Returns:
-        The report: figures before and after, what was rejected and dropped, where the output is.
+        The report: figures before and after, what was rejected and dropped, where the output is; of a dry run
+        the estimate.
 
     Raises:
-        DataError: captions or images that cannot be read, or not one image with a valid caption.
-        MissingExtraError: the parser is not installed.
+        DataError: captions, images or a journal that cannot be read, or not one image with a valid caption.
+        MissingExtraError: the parser, or the client of an endpoint, is not installed.
+        BudgetError: the budget of an endpoint is used up; the journal keeps what was answered.
+        BackendError: the endpoint refuses everything; the journal keeps what was answered.
     """
     records, read = read_records(options)
-    parser = parser or SpacyParser()
-    checker = make_checker(options)
-    extractive = Extractive(
-        parser,
-        checker,
-        BlendOptions(max_words=options.max_words, agreement=options.agreement),
-        per_image=options.per_image,
-    )
-    tally, lines = Tally(), []
-    with Progress(len(records)) as progress:
-        for block in _blocks(parsed(records, parser)):
-            outcomes = extractive.write(block)
-            sentences = iter(parser.parse([w.text for one in outcomes for w in one.captions]))
-            for subject, outcome in zip(block, outcomes, strict=True):
-                _count(tally, subject, outcome)
-                for _ in outcome.captions:
-                    tally.add_boosted(next(sentences), subject.sentences)
-                if outcome.captions:
-                    lines.append(json.dumps(outcome.line(subject), ensure_ascii=False))
-                progress.advance(failed=not outcome.captions)
+    if options.chat.dry_run:
+        return estimate(records, options)
+    parser = GatheredParser(parser or SpacyParser())
+    tally, lines = Tally(), {}
+    with ExitStack() as stack:
+        gauge = stack.enter_context(Gauge(ImageSource(options.images), options.scorer)) if (
+            options.images is not None and "similarity" not in options.checks_off
+        ) else None  # fmt: skip
+        checker = make_checker(options, gauge)
+        blend = BlendOptions(max_words=options.max_words, agreement=options.agreement)
+        extractive = Extractive(parser, checker, blend, per_image=options.per_image)
+        subjects = parsed(records, parser)
+        run = None
+        if options.generator == "extractive":
+            outcomes = _blended(subjects, extractive)
+        else:
+            run = stack.enter_context(ChatRun(options, checker=checker, parser=parser, fallback=extractive))
+            outcomes = run.outcomes(subjects)
+        progress = stack.enter_context(Progress(len(records)))
+        for block in _blocks(_shown(outcomes, progress, run)):
+            sentences = iter(parser.parse([one.text for done in block for one in done.outcome.captions]))
+            for done in block:
+                _count(tally, done.subject, done.outcome, gauge)
+                for _ in done.outcome.captions:
+                    tally.add_boosted(next(sentences), done.subject.sentences)
+                if done.outcome.captions:
+                    line = done.outcome.line(done.subject)
+                    lines[done.place] = json.dumps(line, ensure_ascii=False)
+        requests = run.report() if run is not None else {}
     if not lines:
         raise DataError(f"{options.captions}: not one image has a caption that passes; see --no-check")
-    write_atomically(options.out, "\n".join(lines) + "\n")
+    write_atomically(options.out, "\n".join(lines[place] for place in sorted(lines)) + "\n")
     report = {"generator": options.generator, "out": str(options.out), **tally.report()}
+    if requests:
+        report["endpoint"] = requests
     if read.bad_lines:
         report["bad_lines"] = len(read.bad_lines)
         say_on_stderr(read.summary())
@@ -75,8 +94,28 @@ def boost(options: BoostOptions, *, parser: Parser | None = None) -> dict[str, A
     return report
 
 
-def make_checker(options: BoostOptions) -> Checker:
+def _blended(subjects: Iterable[Subject], extractive: Extractive) -> Iterator[Done]:
+    place = 0
+    for block in _blocks(subjects):
+        for subject, outcome in zip(block, extractive.write(block), strict=True):
+            yield Done(place, subject, outcome)
+            place += 1
+
+
+def _shown(outcomes: Iterable[Done], progress: Progress, run: ChatRun | None) -> Iterator[Done]:
+    for done in outcomes:
+        if run is not None:
+            progress.note = run.note(done.outcome)
+        progress.advance(failed=not done.outcome.captions)
+        yield done
+
+
+def make_checker(options: BoostOptions, gauge: Gauge | None = None) -> Checker:
     """The rules, with the length that the bundle's vocabulary allows.
+
+    Args:
+        options: lengths, and which rules are off.
+        gauge: looks at photos, where there are some.
 
     Raises:
         BundleError: the bundle that names the vocabulary cannot be opened.
@@ -90,7 +129,8 @@ def make_checker(options: BoostOptions) -> Checker:
         count_pieces=lambda text: len(tokenizer.pieces(normalise_caption(text))) + 2,
         count_clip=_clip_counter(options.clip) if options.clip else None,
     )
-    return Checker(load_lexicon(), limits, frozenset(options.checks_off))
+    look = gauge.fails if gauge is not None else None
+    return Checker(load_lexicon(), limits, frozenset(options.checks_off), look)
 
 
 def _clip_counter(folder: str) -> Any:
@@ -103,7 +143,7 @@ def _clip_counter(folder: str) -> Any:
     return lambda text: len(tokenizer(text)["input_ids"])
 
 
-def _count(tally: Tally, subject: Subject, outcome: Outcome) -> None:
+def _count(tally: Tally, subject: Subject, outcome: Outcome, gauge: Gauge | None) -> None:
     tally.images += 1
     tally.refused.update(subject.refused)
     tally.rejected.update(outcome.rejected)
@@ -113,12 +153,21 @@ def _count(tally: Tally, subject: Subject, outcome: Outcome) -> None:
         tally.written += 1
         tally.generators[outcome.generator + (" (fallback)" if outcome.fallback else "")] += 1
         tally.grafts += sum(len(written.grafts) for written in outcome.captions)
+        texts = [written.text for written in outcome.captions]
+        cosines = gauge.similarities(subject.record.image, [*texts, *subject.texts]) if gauge else None
+        if cosines is not None:
+            tally.similarities[0].append(float(cosines[len(texts) :].mean()))
+            tally.similarities[1].append(float(cosines[: len(texts)].mean()))
     else:
         tally.dropped[outcome.dropped] += 1
 
 
-def _blocks(subjects: Iterator[Subject]) -> Iterator[Sequence[Subject]]:
-    while block := list(islice(subjects, _BLOCK)):
+_Item = TypeVar("_Item")
+
+
+def _blocks(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+    waiting = iter(items)
+    while block := list(islice(waiting, _BLOCK)):
         yield block
 
 
@@ -145,6 +194,8 @@ def write_page(options: BoostOptions, report: dict[str, Any]) -> None:
 
 def summary(report: dict[str, Any]) -> str:
     """The report as a few lines for a person."""
+    if "dry_run" in report:
+        return "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in report["dry_run"].items())
     before, after = report["human"], report["boosted"]
     lines = [
         f"{report['written']} of {report['images']} images boosted into {report['out']}",
@@ -154,11 +205,15 @@ def summary(report: dict[str, Any]) -> str:
         f"word support {report['word_support']:.2%}, near-duplicates {report['near_duplicates']:.2%}, "
         f"vocabulary {before['vocabulary']} -> {after['vocabulary']}",
     ]
+    if "similarity" in report:
+        cosines = report["similarity"]
+        lines.append(f"similarity with the photo {cosines['human']:.4f} -> {cosines['boosted']:.4f}")
     for name, title in (
         ("generators", "written by"), ("rejected", "rejected by rule"),
         ("captions_refused", "human captions refused"), ("images_dropped", "images dropped"),
+        ("endpoint", "requests"),
     ):  # fmt: skip
-        if report[name]:
+        if report.get(name):
             counts = ", ".join(f"{key} {value}" for key, value in report[name].items())
             lines.append(f"{title}: {counts}")
     return "\n".join(lines)

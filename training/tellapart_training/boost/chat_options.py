@@ -1,0 +1,154 @@
+"""What the generators that ask a language model need to know, as a dataclass and as argparse reads it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from tellapart.errors import UsageError
+from tellapart_training.boost.chat import Decoding
+
+VISION = ("endpoint",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """Who is asked, how, how fast, and for how much."""
+
+    base_url: str = "http://127.0.0.1:8000/v1"
+    """Address of an OpenAI-compatible endpoint."""
+    chat_model: str = ""
+    """Name of the model, as the endpoint knows it."""
+    vision_model: str = ""
+    """Model that looks at photos; "" is `chat_model`."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable with the key."""
+    prompt: str = "blend-plain-1"
+    """Prompt for captions alone, by name or file."""
+    fuse_prompt: str = "fuse-plain-1"
+    """Prompt for captions and what is seen."""
+    describe_prompt: str = "describe-1"
+    """Prompt of the model that looks."""
+    vision: tuple[str, ...] = ()
+    """Who looks at the photos; none is BlendCap, any is HolisticCap."""
+    image_px: int = 768
+    """Longest side of a photo that is sent."""
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 120
+    """Of one answer."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """More fields of a request."""
+    concurrency: int = 16
+    """Images at work at once."""
+    requests_per_minute: float = 0.0
+    tokens_per_minute: float = 0.0
+    """Both 0 without a limit."""
+    timeout_s: float = 60.0
+    """Longest silence within one request."""
+    retries: int = 6
+    """Further tries of a request that failed."""
+    backoff_s: float = 0.5
+    """Longest wait after the first failure; it doubles with each."""
+    tries: int = 3
+    """Answers asked for one caption, each with the reason why the last was rejected."""
+    budget_tokens: int = 0
+    budget_money: float = 0.0
+    """Both 0 without a limit; resumed runs count together."""
+    price_input: float = 0.0
+    price_output: float = 0.0
+    """Money for a million tokens."""
+    journal: Path | None = None
+    """Where answers are kept; None is beside the output."""
+    dry_run: bool = False
+    """Estimate requests, tokens and money, and ask nothing."""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.vision) - set(VISION))
+        if unknown:
+            raise UsageError(f"nobody called {', '.join(unknown)} looks: choose from {', '.join(VISION)}")
+        if min(self.concurrency, self.tries, self.max_tokens, self.image_px) < 1 or self.timeout_s <= 0:
+            raise UsageError("--concurrency, --tries, --max-tokens, --image-px from 1, --timeout above 0")
+        amounts = (
+            self.requests_per_minute, self.tokens_per_minute, self.retries, self.backoff_s,
+            self.budget_tokens, self.budget_money, self.price_input, self.price_output, self.temperature,
+        )  # fmt: skip
+        if min(amounts) < 0:
+            raise UsageError("rates, retries, budgets, prices and the temperature are never below 0")
+        if self.budget_money and not (self.price_input or self.price_output):
+            raise UsageError("--budget-money needs --price-input and --price-output, for a million tokens")
+
+    @property
+    def decoding(self) -> Decoding:
+        """How answers are drawn."""
+        return self.decoding_of(self.max_tokens)
+
+    def decoding_of(self, max_tokens: int) -> Decoding:
+        """The same for answers of another length."""
+        return Decoding(
+            temperature=self.temperature, top_p=self.top_p, max_tokens=max_tokens, extra=self.extra
+        )
+
+
+def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
+    """Every option of a language model, with the defaults of `ChatOptions`."""
+    own = ChatOptions()
+    model = parser.add_argument_group("language model (--generator endpoint)")
+    model.add_argument("--base-url", default=own.base_url, metavar="URL", help="OpenAI-compatible endpoint")
+    model.add_argument("--chat-model", default="", metavar="NAME", help="name of the model there")
+    model.add_argument("--vision-model", default="", metavar="NAME", help="model that looks at photos")
+    model.add_argument(
+        "--api-key-env", default=own.api_key_env, metavar="VARIABLE", help="environment variable of the key"
+    )
+    model.add_argument("--prompt", default=own.prompt, metavar="NAME|FILE.txt", help="prompt of the blend")
+    model.add_argument("--fuse-prompt", default=own.fuse_prompt, metavar="NAME|FILE.txt", help="with vision")
+    model.add_argument("--describe-prompt", default=own.describe_prompt, metavar="NAME|FILE.txt")
+    model.add_argument(
+        "--vision", nargs="+", default=(), metavar="WHO", choices=VISION,
+        help=f"who looks at the photos, for HolisticCap: {', '.join(VISION)}",
+    )  # fmt: skip
+    model.add_argument("--image-px", type=int, default=own.image_px, metavar="N", help="longest side sent")
+    model.add_argument("--temperature", type=float, default=own.temperature)
+    model.add_argument("--top-p", type=float, default=own.top_p)
+    model.add_argument("--max-tokens", type=int, default=own.max_tokens, metavar="N", help="of one answer")
+    model.add_argument(
+        "--extra", type=_json_object, default={}, metavar="JSON",
+        help='more fields of a request, null leaves one out: {"seed": null, "reasoning_effort": "low"}',
+    )  # fmt: skip
+    pace = parser.add_argument_group("pace and money")
+    pace.add_argument("--concurrency", type=int, default=own.concurrency, metavar="N", help="images at once")
+    pace.add_argument("--requests-per-minute", type=float, default=0.0, metavar="N")
+    pace.add_argument("--tokens-per-minute", type=float, default=0.0, metavar="N")
+    pace.add_argument("--timeout", dest="timeout_s", type=float, default=own.timeout_s, metavar="SECONDS")
+    pace.add_argument("--retries", type=int, default=own.retries, metavar="N", help="of a failed request")
+    pace.add_argument("--backoff", dest="backoff_s", type=float, default=own.backoff_s, metavar="SECONDS")
+    pace.add_argument("--tries", type=int, default=own.tries, metavar="N", help="answers for one caption")
+    pace.add_argument("--budget-tokens", type=int, default=0, metavar="N", help="stop before more are used")
+    pace.add_argument(
+        "--budget-money", type=float, default=0.0, metavar="X", help="stop before more is spent"
+    )
+    pace.add_argument("--price-input", type=float, default=0.0, metavar="X", help="of a million tokens")
+    pace.add_argument("--price-output", type=float, default=0.0, metavar="X", help="of a million tokens")
+    pace.add_argument("--journal", type=Path, metavar="FILE", help="answers, for resuming; beside --out")
+    pace.add_argument("--dry-run", action="store_true", help="estimate requests, tokens, money; ask nothing")
+
+
+def chat_options_of(arguments: argparse.Namespace) -> ChatOptions:
+    """The options that a user typed.
+
+    Raises:
+        UsageError: some that do not go together.
+    """
+    given = {one.name: getattr(arguments, one.name) for one in fields(ChatOptions)}
+    given["vision"] = tuple(dict.fromkeys(given["vision"]))
+    return ChatOptions(**given)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("not an object")
+    return found

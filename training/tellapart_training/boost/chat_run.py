@@ -1,0 +1,232 @@
+"""A run that asks a language model: many images at once, answers in a journal, an orderly end on errors."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any
+
+from tellapart_training.boost.asking import Asker, Pace
+from tellapart_training.boost.chat import Chat, Endpoint
+from tellapart_training.boost.chat_writer import ChatWriter, Recipe
+from tellapart_training.boost.checks import Checker
+from tellapart_training.boost.extractive import Extractive
+from tellapart_training.boost.journal import Journal
+from tellapart_training.boost.options import BoostOptions
+from tellapart_training.boost.outcome import Done, Outcome
+from tellapart_training.boost.parsing import Parser
+from tellapart_training.boost.prompt import load_prompt
+from tellapart_training.boost.source import Subject
+from tellapart_training.boost.spending import Budget, Prices, RateLimit
+from tellapart_training.boost.vision import DESCRIPTION_TOKENS, Look, Vision
+from tellapart_training.images import ImageSource
+
+_AHEAD = 512
+"""Images handed out before the first comes back: enough to work on while the next block is parsed."""
+
+
+class ChatRun:
+    """Everything that one run with a language model holds; a context manager.
+
+    Args:
+        options: of the run.
+        checker: rules that are on.
+        parser: safe from many threads.
+        fallback: steps in where the model fails.
+
+    Raises:
+        DataError: a journal that cannot be used.
+        MissingExtraError: the client is not installed.
+        UsageError: a prompt or an address that is none.
+    """
+
+    def __init__(
+        self, options: BoostOptions, *, checker: Checker, parser: Parser, fallback: Extractive
+    ) -> None:
+        chat = options.chat
+        recipe = make_recipe(options)
+        talker = _open_chat(options, chat.chat_model)
+        looker = _open_chat(options, chat.vision_model) if chat.vision_model else talker
+        self._options, self._stop = options, threading.Event()
+        self._journal = Journal(options.journal, journal_header(options, recipe))
+        self._budget = Budget(
+            chat.budget_tokens, chat.budget_money, Prices(chat.price_input, chat.price_output)
+        )
+        for spent in self._journal.spent:
+            self._budget.spend(spent)
+        pace = Pace(
+            requests=RateLimit(chat.requests_per_minute),
+            tokens=RateLimit(chat.tokens_per_minute),
+            retries=chat.retries,
+            backoff_base_s=chat.backoff_s,
+        )
+        self._counts: Counter[str] = Counter()
+        asker, look_asker = (
+            Asker(one, self._journal, self._budget, pace=pace, stop=self._stop, counts=self._counts)
+            for one in (talker, looker)
+        )
+        vision = None
+        if chat.vision and options.images is not None:
+            look = None
+            if "endpoint" in chat.vision:
+                decoding = chat.decoding_of(DESCRIPTION_TOKENS)
+                look = Look(look_asker, load_prompt(chat.describe_prompt), decoding, chat.image_px)
+            vision = Vision(ImageSource(options.images), experts=(), look=look, parser=parser)
+        self._writer = ChatWriter(
+            asker, recipe, checker=checker, parser=parser, fallback=fallback, vision=vision
+        )
+        self._rejected = 0
+
+    def __enter__(self) -> ChatRun:
+        """The run itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the journal."""
+        self._stop.set()
+        self._journal.__exit__(kind, error, trace)
+
+    def outcomes(self, subjects: Iterable[Subject]) -> Iterator[Done]:
+        """What becomes of the images, in the order in which they are done.
+
+        Raises:
+            BudgetError, BackendError: as `Asker.ask`; what was under way is waited for and kept.
+        """
+        return run_many(
+            subjects, self._writer.write, concurrency=self._options.chat.concurrency, stop=self._stop
+        )
+
+    def note(self, outcome: Outcome) -> str:
+        """What the progress line says besides."""
+        self._rejected += sum(outcome.rejected.values())
+        parts = [f"{self._rejected} rejected", f"{sum(self._journal.faults.values())} faults"]
+        parts.append(f"{self._budget.tokens} tokens")
+        if self._budget.money:
+            parts.append(f"{self._budget.money:.2f} spent")
+        return ", ".join(parts)
+
+    def report(self) -> dict[str, Any]:
+        """Requests of this run, and faults, tokens and money of all runs with this journal."""
+        names = ("requests", "answers", "from journal", "given up")
+        return {
+            **{name: self._counts[name] for name in names if self._counts[name] or name == "requests"},
+            **dict(sorted(self._journal.faults.items())),
+            "tokens": self._budget.tokens,
+            **({"money": round(self._budget.money, 6)} if self._budget.money else {}),
+        }
+
+
+def make_recipe(options: BoostOptions) -> Recipe:
+    """How captions are asked for.
+
+    Raises:
+        UsageError: there is no such prompt.
+    """
+    return Recipe(
+        generator=options.generator,
+        model=options.chat.chat_model,
+        blend=load_prompt(options.chat.prompt),
+        fuse=load_prompt(options.chat.fuse_prompt),
+        decoding=options.chat.decoding,
+        per_image=options.per_image,
+        tries=options.chat.tries,
+        max_words=options.max_words,
+    )
+
+
+def journal_header(options: BoostOptions, recipe: Recipe) -> dict[str, Any]:
+    """What the answers in a journal depend on."""
+    chat = options.chat
+    prompts = [recipe.blend.record()]
+    if chat.vision:
+        prompts += [recipe.fuse.record(), load_prompt(chat.describe_prompt).record()]
+    return {
+        "format": 1,
+        "generator": options.generator,
+        "model": chat.chat_model,
+        "vision": list(chat.vision),
+        "vision_model": chat.vision_model,
+        "prompts": prompts,
+        "decoding": recipe.decoding.fields(),
+        "max_words": options.max_words,
+    }
+
+
+def _open_chat(options: BoostOptions, model: str) -> Chat:
+    chat = options.chat
+    return Endpoint(chat.base_url, model, timeout_s=chat.timeout_s, api_key_env=chat.api_key_env)
+
+
+def run_many(
+    subjects: Iterable[Subject],
+    write: Callable[[Subject], Outcome],
+    *,
+    concurrency: int,
+    stop: threading.Event,
+) -> Iterator[Done]:
+    """Write many images at once.
+
+    The threads are daemons, so that Ctrl-C ends the process at once, as a kill would. On an error the
+    others finish what they paid for first.
+
+    Args:
+        subjects: read ahead as they are needed.
+        write: called by many threads.
+        concurrency: how many.
+        stop: set when the run ends.
+
+    Raises:
+        BudgetError, BackendError: the first error that `write` raised.
+    """
+    todo: queue.SimpleQueue[tuple[int, Subject] | None] = queue.SimpleQueue()
+    done: queue.SimpleQueue[Done | BaseException] = queue.SimpleQueue()
+
+    def work() -> None:
+        while (task := todo.get()) is not None and not stop.is_set():
+            try:
+                done.put(Done(*task, write(task[1])))
+            except BaseException as error:
+                done.put(error)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(concurrency)]
+    for thread in threads:
+        thread.start()
+
+    def take() -> Done:
+        found = done.get()
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    try:
+        waiting = 0
+        for place, subject in enumerate(subjects):
+            todo.put((place, subject))
+            waiting += 1
+            while waiting > _AHEAD + 2 * concurrency or (waiting and not done.empty()):
+                yield take()
+                waiting -= 1
+        while waiting:
+            yield take()
+            waiting -= 1
+    except KeyboardInterrupt:
+        stop.set()
+        raise
+    except BaseException:
+        stop.set()
+        _dismiss(todo, threads)
+        raise
+    stop.set()
+    _dismiss(todo, threads)
+
+
+def _dismiss(todo: queue.SimpleQueue[tuple[int, Subject] | None], threads: list[threading.Thread]) -> None:
+    for _ in threads:
+        todo.put(None)
+    for thread in threads:
+        thread.join()
