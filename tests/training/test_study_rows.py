@@ -16,6 +16,7 @@ from tellapart_training.study.rows import (
     SEEDS,
     Places,
     bag_steps,
+    blend_steps,
     judge_steps,
     mle_steps,
     reward_steps,
@@ -49,7 +50,7 @@ def test_every_row_is_there_for_every_seed_and_starts_from_its_own() -> None:
         for seed in SEEDS:
             config = configs[f"{row.name}-{seed}"]
             assert config.seed == seed  # type: ignore[attr-defined]
-            start = f"runs/study/mle-{seed}/last" if row.settings else "runs/embedded/joint/last"
+            start = f"runs/study/{row.start}-{seed}/last" if row.settings else "runs/embedded/joint/last"
             assert config.init == start  # type: ignore[attr-defined]
 
 
@@ -71,6 +72,16 @@ def test_rewards_and_curricula_are_those_of_the_titles() -> None:
         else:
             assert not rows
         assert bool(config.bags) == bool(rows)  # type: ignore[attr-defined]
+
+
+def test_blended_captions_are_read_before_rewards_alone() -> None:
+    """The rows from blended captions differ from the others in their start: rewards see what people wrote."""
+    [blend] = blend_steps(PLACES)
+    readers = [step.makes.name for step in _steps() if _config(step).data.captions == str(blend.makes)]  # type: ignore[attr-defined]
+    assert readers == [f"mle-blended-{seed}" for seed in SEEDS]
+    starts = {row.name: row.start for row in ROWS if row.settings}
+    assert starts["sr-blended"] == starts["cider-sr-blended"] == "mle-blended"
+    assert {start for name, start in starts.items() if not name.endswith("blended")} == {"mle"}
 
 
 def test_the_unlabelled_row_names_no_captions() -> None:

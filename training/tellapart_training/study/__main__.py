@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tellapart.errors import ConfigError, MissingExtraError, TellapartError, UsageError
 from tellapart_training.study.report import plot, read_results, tables
-from tellapart_training.study.rows import Places, bag_steps, judge_steps, mle_steps, reward_steps
+from tellapart_training.study.rows import Places, bag_steps, blend_steps, judge_steps, mle_steps, reward_steps
 
 RESULTS = Path("docs/study/results.json")
 PLOT = Path("docs/study/r1_against_cider.svg")
@@ -36,7 +36,7 @@ def _run(arguments: argparse.Namespace) -> None:
     places = _places(arguments)
     log = places.run / "study.json"
     # One command at a time while it wants all cores; the rows then share them, which wastes less.
-    run_commands([*bag_steps(places), *judge_steps(places)], log=log)
+    run_commands([*bag_steps(places), *blend_steps(places), *judge_steps(places)], log=log)
     run_commands(mle_steps(places), log=log, workers=arguments.workers)
     run_commands(reward_steps(places), log=log, workers=arguments.workers)
 

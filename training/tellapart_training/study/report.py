@@ -37,6 +37,8 @@ COLUMNS = (
 COMPARISONS = (
     ("sr", "mle"), ("sr-hard", "sr"), ("sr-bagcurri", "sr"), ("cider", "mle"), ("cider-sr", "cider"),
     ("cider-sr-bagcurri", "cider-sr"), ("cider-sr-bagcurri", "mle"), ("sr-coco", "sr"),
+    ("mle-blended", "mle"), ("sr-blended", "sr"), ("cider-sr-blended", "cider-sr"),
+    ("cider-sr-blended", "mle"),
 )  # fmt: skip
 COMPARED = ("judge.judge.rd100", "judge.judge.bags_5", "cider_d", "chair_i", "fluency")
 

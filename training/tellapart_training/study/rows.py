@@ -23,14 +23,18 @@ class Row:
     Attributes:
         name: of its runs' folders.
         title: in tables.
-        settings: over reinforce.toml; empty for the row that is trained on human captions alone.
+        settings: over reinforce.toml; empty for the rows that are trained on captions alone.
         unlabelled: train on the images without captions (cross-domain).
+        start: row of the same seed that a reward row starts from.
+        blended: a row on captions alone reads the blended ones.
     """
 
     name: str
     title: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     unlabelled: bool = False
+    start: str = "mle"
+    blended: bool = False
 
 
 _SR = {"reward.self_retrieval": 1.0}
@@ -50,6 +54,9 @@ ROWS = (
     Row("cider-sr", "CIDEr + SR", _BOTH),
     Row("cider-sr-bagcurri", "CIDEr + SR + BagCurri", {**_BOTH, **_BAGCURRI}),
     Row("sr-coco", "SR on unlabelled COCO", {**_SR, "data.tuning_images": 0}, unlabelled=True),
+    Row("mle-blended", "MLE on blended captions", blended=True),
+    Row("sr-blended", "SR from MLE on blended", _SR, start="mle-blended"),
+    Row("cider-sr-blended", "CIDEr + SR from MLE on blended", _BOTH, start="mle-blended"),
 )
 
 
@@ -71,6 +78,11 @@ class Places:
     def bags(self) -> Path:
         """Training bags, mined by the reward's scorer."""
         return self.run / "bags.json"
+
+    @property
+    def blended(self) -> Path:
+        """Blended captions of the training photos, up to five a photo, each grown from another human one."""
+        return self.run / "blended.jsonl"
 
     @property
     def scorer(self) -> Path:
@@ -96,6 +108,16 @@ def bag_steps(places: Places) -> list[Step]:
     return [Step("bags", places.bags, argv)]
 
 
+def blend_steps(places: Places) -> list[Step]:
+    """The blended captions, as many a photo as people wrote, so that equal steps read equally many."""
+    captions = str(places.data / "flickr8k/captions.jsonl")
+    argv = [
+        "boost", "--captions", captions, "--split", "train", "extra", "--per-image", "5",
+        "--out", str(places.blended),
+    ]  # fmt: skip
+    return [Step("blended", places.blended, argv)]
+
+
 def judge_steps(places: Places) -> list[Step]:
     """The judge and the language model, neither ever used in training; in order."""
     text = [str(places.data / "coco_text" / "captions.jsonl")]
@@ -112,18 +134,19 @@ def judge_steps(places: Places) -> list[Step]:
 
 def mle_steps(places: Places) -> list[Step]:
     """The start of each seed; none needs another."""
-    return [
-        _train(
-            "mle", "mle",
-            {
-                "run": places.run / f"mle-{seed}", "init": places.embedded / "joint/last", "seed": seed,
+    steps = []
+    for row in ROWS:
+        for seed in SEEDS if not row.settings else ():
+            target = places.run / f"{row.name}-{seed}"
+            settings: dict[str, Any] = {
+                "run": target, "init": places.embedded / "joint/last", "seed": seed,
                 "features_from": places.embedded / "trunk-int8", "data.cache": places.embedded / "cache",
                 **places.captioned,
-            },
-            makes=places.run / f"mle-{seed}",
-        )
-        for seed in SEEDS
-    ]  # fmt: skip
+            }  # fmt: skip
+            if row.blended:
+                settings["data.captions"] = places.blended
+            steps.append(_train("mle", "mle", settings, makes=target))
+    return steps
 
 
 def reward_steps(places: Places) -> list[Step]:
@@ -135,7 +158,7 @@ def reward_steps(places: Places) -> list[Step]:
                 continue
             target = places.run / f"{row.name}-{seed}"
             settings: dict[str, Any] = {
-                "run": target, "init": places.run / f"mle-{seed}/last", "seed": seed,
+                "run": target, "init": places.run / f"{row.start}-{seed}/last", "seed": seed,
                 "features_from": places.embedded / "trunk-int8", "data.cache": places.embedded / "cache",
                 "reward.scorer": places.scorer, "max_steps_per_epoch": STEPS_PER_EPOCH,
                 **places.captioned, **row.settings,
