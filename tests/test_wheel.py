@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = [
     "tellapart",
     "tellapart_app",
+    "tellapart_coreml",
     "tellapart_export",
     "tellapart_model",
     "tellapart_quantization",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -19,16 +19,30 @@ from tellapart.photos import Photos, read_captions, spread
 from tellapart.plan import make_plan
 from tellapart.tokenizer import Tokenizer
 from tellapart.types import DecodeOptions, PixelArray, RuntimeOptions
+from tellapart_coreml.package import load_coremltools
 from tellapart_export.families import open_checkpoint
 from tellapart_export.hugging_face import fetch_checkpoint
-from tellapart_export.parity import GraphParity, check_graph, check_rows, check_tokens, feeds_for
+from tellapart_export.parity import (
+    FLOAT32,
+    GraphParity,
+    Tolerance,
+    check_graph,
+    check_rows,
+    check_tokens,
+    feeds_for,
+)
 from tellapart_export.pictures import drawn_pictures
+from tellapart_export.prove_coreml import prove_packages, window_of
 from tellapart_export.subject import Subject
+from tellapart_export.to_coreml import coreml_spec, write_coreml
 from tellapart_export.to_onnx import export_graph
 from tellapart_export.to_openvino import convert_graph, load_openvino, openvino_spec
 
-TARGETS = ("onnx", "openvino")
-"""Targets that this version can write."""
+TARGETS = ("onnx", "openvino", "coreml")
+"""Targets that this version can write; packages for Core ML cannot be run here, see `prove_coreml`."""
+
+Opener = Callable[[str], Session]
+"""A session of a role."""
 
 DRAWN_PHOTOS = 8
 """Pictures from a random generator that stand in where no photos are given."""
@@ -76,9 +90,7 @@ class ExportOptions:
         """Refuse what this version cannot do."""
         for target in self.targets:
             if target not in TARGETS:
-                raise UsageError(
-                    f"target {target!r} comes in a later version; this one exports {', '.join(TARGETS)}"
-                )
+                raise UsageError(f"target {target!r} is not known; this version exports {', '.join(TARGETS)}")
         if len(set(self.targets)) != len(self.targets):
             raise UsageError(f"a target is named twice in {', '.join(self.targets)}")
         DecodeOptions(
@@ -116,11 +128,17 @@ def export_bundle(checkpoint: str | Path, out: Path, options: ExportOptions | No
     with staged_bundle(out, overwrite=options.overwrite) as scratch:
         if "openvino" in options.targets:
             load_openvino()  # now, before minutes of work find out
+        if "coreml" in options.targets:
+            load_coremltools()
         subject = open_checkpoint(fetch_checkpoint(checkpoint))
         manifest = _describe(subject, options, checkpoint=str(checkpoint))
         for source in subject.graphs:
-            export_graph(source, scratch / source.spec.file)
+            if set(options.targets) != {"coreml"}:
+                export_graph(source, scratch / source.spec.file)
             _convert(source.spec, scratch, options.targets)
+            if "coreml" in options.targets:
+                [spec] = _specs(dataclasses.replace(subject, graphs=(source,)), "coreml", manifest.decoding)
+                write_coreml(source, spec, scratch / spec.file)
         card = options.card.read_bytes() if options.card else _card(subject, manifest).encode("utf-8")
         files: dict[str, bytes | Path] = {**subject.files, "MODEL_CARD.md": card}
         manifest = write_bundle(scratch, manifest, files)
@@ -132,18 +150,22 @@ def _convert(spec: GraphSpec, scratch: Path, targets: tuple[str, ...]) -> None:
     """Write one graph for the other targets; the ONNX file goes where nobody asked for it."""
     if "openvino" in targets:
         convert_graph(scratch / spec.file, spec, scratch / openvino_spec(spec).file)
-    if "onnx" not in targets:
+    if "onnx" not in targets and (scratch / spec.file).is_file():
         (scratch / spec.file).unlink()
 
 
-def _specs(subject: Subject, target: str) -> tuple[GraphSpec, ...]:
+def _specs(subject: Subject, target: str, decoding: Decoding) -> tuple[GraphSpec, ...]:
     specs = tuple(source.spec for source in subject.graphs)
+    if target == "coreml":
+        window, tokens = window_of(subject, decoding), subject.vocabulary.max_text_tokens
+        return tuple(coreml_spec(spec, window=window, tokens=tokens) for spec in specs)
     return specs if target == "onnx" else tuple(map(openvino_spec, specs))
 
 
 def _describe(subject: Subject, options: ExportOptions, *, checkpoint: str) -> Manifest:
     # A hub name ends in the model's, a folder in what its owner calls it; ours are all called "checkpoint".
     ours = subject.family == "compact"
+    decoding = _decoding(subject, options)
     return Manifest(
         name=options.name or ("tellapart-compact" if ours else Path(checkpoint).resolve().name),
         kind=subject.kind,
@@ -151,8 +173,8 @@ def _describe(subject: Subject, options: ExportOptions, *, checkpoint: str) -> M
         scheme="",
         preprocessing=subject.preprocessing,
         vocabulary=subject.vocabulary,
-        decoding=_decoding(subject, options),
-        graphs=tuple(spec for target in options.targets for spec in _specs(subject, target)),
+        decoding=decoding,
+        graphs=tuple(spec for target in options.targets for spec in _specs(subject, target, decoding)),
         files={},
         source={
             "checkpoint_sha256": subject.checkpoint_sha256,
@@ -201,19 +223,34 @@ def _prove(subject: Subject, scratch: Path, options: ExportOptions) -> dict[str,
 
 
 def _prove_target(subject: Subject, bundle: Bundle, target: str, options: ExportOptions) -> dict[str, Any]:
-    report: dict[str, Any] = {"graphs": {}}
+    if target == "coreml":
+
+        def prove(subject: Subject, opener: Opener, tolerance: Tolerance) -> dict[str, Any]:
+            return _prove_sessions(subject, bundle, options, opener, tolerance)
+
+        return prove_packages(subject, bundle, prove)
     backend = next(name for name, reads in TARGET_OF.items() if reads == target)
     runtime = RuntimeOptions(backend=cast(Any, backend))
+    return _prove_sessions(
+        subject, bundle, options, lambda role: open_session(bundle, role, runtime), FLOAT32
+    )
+
+
+def _prove_sessions(
+    subject: Subject, bundle: Bundle, options: ExportOptions, opener: Opener, tolerance: Tolerance
+) -> dict[str, Any]:
+    report: dict[str, Any] = {"graphs": {}}
     with ExitStack() as stack:
         sessions: dict[str, Session] = {}
         for source in subject.graphs:
             role = source.spec.role
-            sessions[role] = open_session(bundle, role, runtime)
+            sessions[role] = opener(role)
             stack.callback(sessions[role].close)
         page = bundle.manifest.preprocessing
         drawn = drawn_pictures(page.image_px, DRAWN_PHOTOS)
         for source in subject.graphs:
-            for entry in check_graph(source, sessions[source.spec.role], feeds_for(subject, source, drawn)):
+            feeds = feeds_for(subject, source, drawn)
+            for entry in check_graph(source, sessions[source.spec.role], feeds, tolerance=tolerance):
                 report["graphs"][entry.output] = _entry(entry)
         batches: Iterator[PixelArray] = iter([drawn])
         report["photos"] = "drawn at random, as none were given"
@@ -225,14 +262,23 @@ def _prove_target(subject: Subject, bundle: Bundle, target: str, options: Export
         if "captioner" in subject.kind:
             plain = DecodeOptions(beams=1, min_new_tokens=0, no_repeat_ngram=0)
             plan = make_plan(plain, bundle.manifest.decoding, Tokenizer.from_bundle(bundle))
-            tokens = check_tokens(subject, sessions["vision"], sessions["decoder"], batches, rules=plan.rules)
+            tokens = check_tokens(
+                subject,
+                sessions["vision"],
+                sessions["decoder"],
+                batches,
+                rules=plan.rules,
+                tolerance=tolerance,
+            )
             report["greedy_tokens_equal"] = tokens.equal
             report["greedy_draws"] = tokens.draws
+            if not tolerance.exact:
+                report["greedy_tokens_other"] = tokens.others
             report["greedy_tokens_compared"] = tokens.tokens
             report["max_logit_error"] = tokens.max_logit_error
             batches = iter([drawn])  # photos are read once; rows are compared on the drawn ones then
         if "retriever" in subject.kind:
-            rows = check_rows(subject, sessions["vision"], sessions["text"], batches)
+            rows = check_rows(subject, sessions["vision"], sessions["text"], batches, tolerance=tolerance)
             report["embeddings"] = {name: _entry(entry) for name, entry in rows.items()}
     return report
 

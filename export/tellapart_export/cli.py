@@ -21,7 +21,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder or .zip to make")
     parser.add_argument(
-        "--target", nargs="+", default=["onnx"], help="formats to write: onnx, openvino (default onnx)"
+        "--target",
+        nargs="+",
+        default=["onnx"],
+        help="formats to write: onnx, openvino, coreml (default onnx)",
     )
     parser.add_argument("--name", default="", help="name in the manifest (default: that of the checkpoint)")
     parser.add_argument(

@@ -74,6 +74,41 @@ class ScaledPixels(nn.Module):
         return (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
 
+def position_row(table: Tensor, past_kv: Tensor, position: Tensor | None, *, first: int = 0) -> Tensor:
+    """The row of a table of positions that belongs to the next token.
+
+    Args:
+        table: (positions, width).
+        past_kv: (2L, b, H, P, D).
+        position: (1,) int64, tokens of the past that are real; None is all of them.
+        first: row of the first token.
+
+    Returns:
+        (1, width).
+    """
+    place = first + past_kv.shape[3]
+    return table[place : place + 1] if position is None else table[position + first]
+
+
+def barred_past(past_kv: Tensor, position: Tensor | None) -> Tensor | None:
+    """What to add to the scores of past and next token so that only the last `position` of the past are seen.
+
+    Runtimes of fixed shapes get a window of P places whose real tokens lie at its end.
+
+    Args:
+        past_kv: (2L, b, H, P, D).
+        position: (1,) int64, or None: all of the past is real.
+
+    Returns:
+        (1, P + 1) float32 of 0 and `BARRED`; None where nothing is to be added.
+    """
+    if position is None:
+        return None
+    window = past_kv.shape[3]
+    places = torch.arange(window + 1, dtype=position.dtype)
+    return torch.where(places < window - position, BARRED, 0.0).to(torch.float32)[None]
+
+
 def vision_graph(
     module: nn.Module,
     image_px: int,

@@ -24,6 +24,7 @@ EXTRAS = {
     "app": ("gradio",),
     "desktop": ("PySide6",),
     "openvino": ("openvino",),
+    "coreml": ("coremltools",),
     "export": ("torch", "onnx", "onnxscript", "transformers"),
     "quantize": ("onnx",),
     "train": ("torch", "accelerate", "transformers", "safetensors", "peft"),

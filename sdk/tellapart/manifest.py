@@ -396,8 +396,11 @@ def _check_references(manifest: Manifest, bundle: str) -> None:
         words.append(("the merges", manifest.vocabulary.merges))
     if manifest.vocabulary.scores:
         words.append(("the scores", manifest.vocabulary.scores))
+    folders = {graph.file for graph in manifest.graphs if graph.target == "coreml"}
     for what, path in [*words, *wanted]:
-        if path not in manifest.files:
+        # A package for Core ML is a folder; its parts are listed.
+        inside = path in folders and any(name.startswith(f"{path}/") for name in manifest.files)
+        if path not in manifest.files and not inside:
             raise manifest_error(bundle, f"names {path!r} for {what}, and its files do not list it")
     pairs = [(graph.role, graph.target) for graph in manifest.graphs]
     for pair in pairs:

@@ -39,11 +39,12 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, barred: Tensor | None = 
         query: (b, h, t, d).
         keys: (b, h, n, d).
         values: (b, h, n, d).
-        barred: (t, n) bool, True where attention is not allowed.
+        barred: (t, n) bool, True where attention is not allowed; or float, added to the scores.
     """
     scores = torch.matmul(query * query.shape[-1] ** -0.5, keys.transpose(-1, -2))
     if barred is not None:
-        scores = scores.masked_fill(barred, float("-inf"))
+        is_mask = barred.dtype == torch.bool
+        scores = scores.masked_fill(barred, float("-inf")) if is_mask else scores + barred
     return torch.matmul(scores.softmax(-1), values)
 
 
@@ -85,13 +86,23 @@ class DecoderLayer(nn.Module):
         return self._finish(x, attended, cross_keys, cross_values)
 
     def step(
-        self, x: Tensor, past_keys: Tensor, past_values: Tensor, cross_keys: Tensor, cross_values: Tensor
+        self,
+        x: Tensor,
+        past_keys: Tensor,
+        past_values: Tensor,
+        cross_keys: Tensor,
+        cross_values: Tensor,
+        *,
+        barred: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One token (b, 1, w) after a past (b, h, p, d); also returns the grown keys and values."""
+        """One token (b, 1, w) after a past (b, h, p, d); also returns the grown keys and values.
+
+        `barred` (1, p + 1) is as in `attend`, for a past of which a part is not to be seen.
+        """
         query, keys, values = self.self_qkv(self.self_norm(x)).chunk(3, -1)
         keys = torch.cat([past_keys, split_heads(keys, self.heads)], 2)  # (b, h, p + 1, d)
         values = torch.cat([past_values, split_heads(values, self.heads)], 2)
-        attended = attend(split_heads(query, self.heads), keys, values)
+        attended = attend(split_heads(query, self.heads), keys, values, barred)
         return self._finish(x, attended, cross_keys, cross_values), keys, values
 
     def step_into(
@@ -146,23 +157,36 @@ class CaptionDecoder(nn.Module):
             x = layer(x, rows[2 * index], rows[2 * index + 1])
         return self._logits(x)
 
-    def step(self, ids: Tensor, past_kv: Tensor, cross_kv: Tensor) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        ids: Tensor,
+        past_kv: Tensor,
+        cross_kv: Tensor,
+        *,
+        position: Tensor | None = None,
+        barred: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """One token with a cache.
 
         Args:
             ids: (b, 1) int64.
-            past_kv: (2l, b, h, p, d) float, p >= 0; p is also the position of `ids`.
+            past_kv: (2l, b, h, p, d) float, p >= 0; p is also the position of `ids` unless that is given.
             cross_kv: (2l, b, h, n, d) float.
+            position: (1,) int64, of `ids`, where the past is a window that is not full.
+            barred: (1, p + 1), as in `attend`, where a part of the past is not to be seen.
 
         Returns:
             logits (b, v) and the grown cache (2l, b, h, p + 1, d).
         """
-        past = past_kv.shape[3]
-        x = self._embed(ids, self.positions.weight[past : past + 1])
+        past, table = past_kv.shape[3], self.positions.weight
+        row = table[past : past + 1] if position is None else table[position]
+        x = self._embed(ids, row)
         grown: list[Tensor] = []
         for index, layer in enumerate(cast("Iterable[DecoderLayer]", self.layers)):
             key, value = 2 * index, 2 * index + 1
-            x, keys, values = layer.step(x, past_kv[key], past_kv[value], cross_kv[key], cross_kv[value])
+            x, keys, values = layer.step(
+                x, past_kv[key], past_kv[value], cross_kv[key], cross_kv[value], barred=barred
+            )
             grown += [keys, values]
         return self._logits(x)[:, 0], torch.stack(grown)
 

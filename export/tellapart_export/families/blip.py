@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from tellapart_export.families.bert import finish, keys_values, query_of, refuse_relative_positions
-from tellapart_export.graphs import DecoderSizes, ScaledPixels, decoder_graph, vision_graph
+from tellapart_export.graphs import (
+    DecoderSizes,
+    ScaledPixels,
+    barred_past,
+    decoder_graph,
+    position_row,
+    vision_graph,
+)
 from tellapart_export.hugging_face import identify, load_network, read_decoding, read_licence
 from tellapart_export.pictures import check_preprocessing, read_preprocessing
 from tellapart_export.subject import Subject
@@ -46,18 +53,20 @@ class DecoderGraph(nn.Module):
         self.decoder = decoder
         self.heads = int(decoder.config.num_attention_heads)
 
-    def forward(self, ids: Tensor, past_kv: Tensor, cross_kv: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, ids: Tensor, past_kv: Tensor, cross_kv: Tensor, position: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Ids (b, 1), past_kv (2L, b, H, P, D), cross_kv (2L, b, H, N, D) -> logits (b, V), present_kv."""
-        body, past, heads = self.decoder.bert, past_kv.shape[3], self.heads
-        table = body.embeddings
-        x = table.word_embeddings(ids) + table.position_embeddings.weight[past : past + 1]
+        body, heads = self.decoder.bert, self.heads
+        table, barred = body.embeddings, barred_past(past_kv, position)
+        x = table.word_embeddings(ids) + position_row(table.position_embeddings.weight, past_kv, position)
         x = table.LayerNorm(x)
         grown: list[Tensor] = []
         for index, layer in enumerate(body.encoder.layer):
             keys, values = keys_values(layer.attention, x, heads)
             keys = torch.cat([past_kv[2 * index], keys], 2)
             values = torch.cat([past_kv[2 * index + 1], values], 2)
-            seen = attend(query_of(layer.attention, x, heads), keys, values)
+            seen = attend(query_of(layer.attention, x, heads), keys, values, barred)
             x = layer.attention.output(merge_heads(seen), x)
             query = query_of(layer.crossattention, x, heads)
             seen = attend(query, cross_kv[2 * index], cross_kv[2 * index + 1])

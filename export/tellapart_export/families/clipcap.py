@@ -23,7 +23,14 @@ from torch import Tensor, nn
 from tellapart.manifest import Decoding, Preprocessing
 from tellapart_export.families.bert import attend_with_prefix
 from tellapart_export.families.gpt2 import gpt2_sizes
-from tellapart_export.graphs import BARRED, ScaledPixels, decoder_graph, vision_graph
+from tellapart_export.graphs import (
+    BARRED,
+    ScaledPixels,
+    barred_past,
+    decoder_graph,
+    position_row,
+    vision_graph,
+)
 from tellapart_export.hugging_face import check_finite, identify
 from tellapart_export.subject import Subject
 from tellapart_export.words import check_words, read_words
@@ -82,10 +89,14 @@ class DecoderGraph(nn.Module):
         self.end_id = model.config.vocabulary_size
         self.register_buffer("is_stop", _stop_table(stops, self.end_id))
 
-    def forward(self, ids: Tensor, past_kv: Tensor, cross_kv: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, ids: Tensor, past_kv: Tensor, cross_kv: Tensor, position: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Ids (b, 1), past_kv (2L, b, H, P, D), cross_kv (2L, b, H, N, D) -> logits (b, V), present_kv."""
-        body, place = self.language.transformer, self.first + past_kv.shape[3]
-        words = body.wte(ids.clamp(max=self.end_id - 1)) + body.wpe.weight[place : place + 1]
+        body, barred = self.language.transformer, barred_past(past_kv, position)
+        place = position_row(body.wpe.weight, past_kv, position, first=self.first)
+        # Not clamp, which Core ML does in float16: that has gaps above 2048.
+        words = body.wte(torch.where(ids == self.end_id, 0, ids)) + place
         x = torch.where((ids == self.end_id)[..., None], merge_heads(cross_kv[0][:, :, -1:]), words)
         grown: list[Tensor] = []
         for index, block in enumerate(body.h):
@@ -95,7 +106,7 @@ class DecoderGraph(nn.Module):
             keys = torch.cat([past_kv[2 * index], keys], 2)
             values = torch.cat([past_kv[2 * index + 1], values], 2)
             image = cross_kv[2 * index][:, :, :-1], cross_kv[2 * index + 1][:, :, :-1]
-            x = x + block.attn.c_proj(attend_with_prefix(query, image, (keys, values)))
+            x = x + block.attn.c_proj(attend_with_prefix(query, image, (keys, values), barred))
             x = x + block.mlp(block.ln_2(x))
             grown += [keys, values]
         logits = self.language.lm_head(body.ln_f(x))[:, 0]

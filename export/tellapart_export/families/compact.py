@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from tellapart.manifest import Decoding, Preprocessing
-from tellapart_export.graphs import DecoderSizes, SourceGraph, decoder_graph, text_graph, vision_graph
+from tellapart_export.graphs import (
+    DecoderSizes,
+    SourceGraph,
+    barred_past,
+    decoder_graph,
+    text_graph,
+    vision_graph,
+)
 from tellapart_export.subject import Subject
 from tellapart_export.vocabulary import write_vocabulary
 from tellapart_model.checkpoint import load_checkpoint
@@ -43,9 +50,12 @@ class DecoderGraph(nn.Module):
         super().__init__()
         self.decoder = pair.decoder
 
-    def forward(self, ids: Tensor, past_kv: Tensor, cross_kv: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, ids: Tensor, past_kv: Tensor, cross_kv: Tensor, position: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Ids (b, 1), past_kv (2L, b, H, P, D), cross_kv -> logits (b, V), present_kv with P + 1 tokens."""
-        logits, present_kv = self.decoder.step(ids, past_kv, cross_kv)
+        barred = barred_past(past_kv, position)
+        logits, present_kv = self.decoder.step(ids, past_kv, cross_kv, position=position, barred=barred)
         return logits, present_kv
 
 

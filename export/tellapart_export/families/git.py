@@ -21,7 +21,14 @@ from tellapart_export.families.bert import (
     query_of,
     refuse_relative_positions,
 )
-from tellapart_export.graphs import DecoderSizes, ScaledPixels, decoder_graph, vision_graph
+from tellapart_export.graphs import (
+    DecoderSizes,
+    ScaledPixels,
+    barred_past,
+    decoder_graph,
+    position_row,
+    vision_graph,
+)
 from tellapart_export.hugging_face import first_id, identify, load_network, read_decoding, read_licence
 from tellapart_export.pictures import check_preprocessing, read_preprocessing
 from tellapart_export.subject import Subject
@@ -63,10 +70,13 @@ class DecoderGraph(nn.Module):
         self.table, self.layers, self.output = model.git.embeddings, model.git.encoder.layer, model.output
         self.heads = int(model.config.num_attention_heads)
 
-    def forward(self, ids: Tensor, past_kv: Tensor, cross_kv: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, ids: Tensor, past_kv: Tensor, cross_kv: Tensor, position: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Ids (b, 1), past_kv (2L, b, H, P, D), cross_kv (2L, b, H, N, D) -> logits (b, V), present_kv."""
-        past, heads = past_kv.shape[3], self.heads
-        x = self.table.word_embeddings(ids) + self.table.position_embeddings.weight[past : past + 1]
+        heads, barred = self.heads, barred_past(past_kv, position)
+        places = self.table.position_embeddings.weight
+        x = self.table.word_embeddings(ids) + position_row(places, past_kv, position)
         x = self.table.LayerNorm(x)
         grown: list[Tensor] = []
         for index, layer in enumerate(self.layers):
@@ -74,7 +84,7 @@ class DecoderGraph(nn.Module):
             keys = torch.cat([past_kv[2 * index], keys], 2)
             values = torch.cat([past_kv[2 * index + 1], values], 2)
             image = cross_kv[2 * index], cross_kv[2 * index + 1]
-            seen = attend_with_prefix(query_of(layer.attention, x, heads), image, (keys, values))
+            seen = attend_with_prefix(query_of(layer.attention, x, heads), image, (keys, values), barred)
             x = finish(layer, layer.attention.output(seen, x))
             grown += [keys, values]
         return self.output(x)[:, 0], torch.stack(grown)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tellapart.errors import CheckpointError
-from tellapart_export.graphs import DecoderSizes
+from tellapart_export.graphs import DecoderSizes, barred_past, position_row
 from tellapart_model.caption_model import attend, merge_heads, split_heads
 
 
@@ -25,13 +25,17 @@ class CrossStep(nn.Module):
         self.language = language
         self.heads = int(language.config.n_head)
 
-    def forward(self, ids: Tensor, past_kv: Tensor, cross_kv: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, ids: Tensor, past_kv: Tensor, cross_kv: Tensor, position: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Ids (b, 1), past_kv (2L, b, H, P, D), cross_kv (2L, b, H, N, D) -> logits (b, V), present_kv."""
-        body, past = self.language.transformer, past_kv.shape[3]
-        x = body.wte(ids) + body.wpe.weight[past : past + 1]
+        body, barred = self.language.transformer, barred_past(past_kv, position)
+        x = body.wte(ids) + position_row(body.wpe.weight, past_kv, position)
         grown: list[Tensor] = []
         for index, block in enumerate(body.h):
-            x, keys, values = self_attend(block, x, past_kv[2 * index], past_kv[2 * index + 1], self.heads)
+            x, keys, values = self_attend(
+                block, x, past_kv[2 * index], past_kv[2 * index + 1], self.heads, barred=barred
+            )
             attention = block.crossattention
             query = scaled(attention, split_heads(attention.q_attn(block.ln_cross_attn(x)), self.heads))
             seen = attend(query, cross_kv[2 * index], cross_kv[2 * index + 1])
@@ -57,12 +61,18 @@ class CrossKeysValues(nn.Module):
 
 
 def self_attend(
-    block: Any, x: Tensor, past_keys: Tensor, past_values: Tensor, heads: int
+    block: Any,
+    x: Tensor,
+    past_keys: Tensor,
+    past_values: Tensor,
+    heads: int,
+    *,
+    barred: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The self-attention of one block: x (b, 1, width) after a past (b, H, P, D) -> x, keys, values."""
     query, keys, values = (split_heads(part, heads) for part in block.attn.c_attn(block.ln_1(x)).chunk(3, -1))
     keys, values = torch.cat([past_keys, keys], 2), torch.cat([past_values, values], 2)
-    attended = attend(scaled(block.attn, query), keys, values)
+    attended = attend(scaled(block.attn, query), keys, values, barred)
     return x + block.attn.c_proj(merge_heads(attended)), keys, values
 
 

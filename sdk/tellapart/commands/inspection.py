@@ -50,7 +50,9 @@ def _info(bundle: Bundle, args: argparse.Namespace) -> int:
     print(f"  vocabulary  {words.file}, {words.kind}, text up to {words.max_text_tokens} pieces")
     print(f"  licence     {manifest.licence or 'not stated'}")
     for graph in manifest.graphs:
-        size_mib = manifest.files[graph.file].bytes / _MIB
+        # A package for Core ML is a folder.
+        parts = [path for path in manifest.files if path == graph.file or path.startswith(f"{graph.file}/")]
+        size_mib = sum(manifest.files[path].bytes for path in parts) / _MIB
         print(f"  graph       {graph.role} for {graph.target}: {graph.file}, {size_mib:.1f} MiB")
         for direction, tensors in (("in", graph.inputs), ("out", graph.outputs)):
             print(f"    {direction:<4}{', '.join(_tensors(tensors))}")

@@ -1,0 +1,1 @@
+"""Core ML packages read, checked and run without an Apple device; never torch."""
