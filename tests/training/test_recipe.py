@@ -93,6 +93,9 @@ def test_the_bundle_that_ships_is_gated_on_bags(data: Path, tmp_path: Path) -> N
     argv = steps["quantize int8"].argv
     assert read_benchmark(Path(argv[argv.index("--benchmark") + 1])).bags.keys() == {3, 5, 7}
     assert "--max-recall-drop" not in argv  # the strict default holds
+    # Captions that a retriever helped to choose please it more than others: neither side's own may judge.
+    assert argv[argv.index("--scorer") + 1] not in (argv[1], argv[argv.index("--out") + 1])
+    assert steps["export joint-fp32"].makes == Path(argv[argv.index("--scorer") + 1])
     assert "--benchmark" not in steps["quantize trunk-int8"].argv
 
 

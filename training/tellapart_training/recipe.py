@@ -113,7 +113,17 @@ def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
         *(polish(number, bag) for number, bag in enumerate(POLISH_BAGS)),
         Step("average", run / "average", ["average", *averaged, "--out", str(run / "average")]),
         export("fp32", run / "average", "--beams", BEAMS, "--rerank", RERANK),
-        quantize("int8", run / "fp32", "--benchmark", str(BENCHMARK), "--benchmark-images", str(images)),
+        # Either bundle's retriever helped to choose its captions and is kind to them, so another one judges.
+        quantize(
+            "int8",
+            run / "fp32",
+            "--benchmark",
+            str(BENCHMARK),
+            "--benchmark-images",
+            str(images),
+            "--scorer",
+            str(run / "joint-fp32"),
+        ),
         Step("calibrate int8", run / "confidence.json", fitted),
         *(evaluate(bundle, split) for bundle in ("fp32", "int8") for split in ("val", "coco_val100")),
     ]
