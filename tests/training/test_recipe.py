@@ -45,6 +45,7 @@ def finished_run(tmp_path: Path, tiny_bundle: Path) -> Path:
 def test_published_bundle_opens_with_card_and_figures(finished_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
     (finished_run / "NOTES.md").write_text("The second step was run twice.")
+    (finished_run / "EXAMPLES.md").write_text("## Bags")
     publish_embedded(finished_run, out, seconds={"joint": 120.0, "heads": 60.0}, processors=2)
     with open_bundle(out) as bundle:
         manifest = bundle.manifest
@@ -55,6 +56,7 @@ def test_published_bundle_opens_with_card_and_figures(finished_run: Path, tmp_pa
     assert "| joint | 2.0 |" in card
     assert ": 3 minutes in all" in card
     assert "The second step was run twice." in card
+    assert card.index("| CIDEr-D") < card.index("## Bags") < card.index("## Sizes")
     assert "$" not in card
 
 

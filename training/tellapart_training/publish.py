@@ -40,7 +40,8 @@ def publish_embedded(run: Path, out: Path, *, seconds: Mapping[str, float], proc
 
     Args:
         run: folder of the recipe with `int8`, the four evaluation reports, and on demand `NOTES.md`: what
-            the reader of the card must know of this run, above all where it left the recipe.
+            the reader of the card must know of this run, above all where it left the recipe, and
+            `EXAMPLES.md`: bags that it tells apart and bags that it does not.
         out: bundle folder to make or replace.
         seconds: of each step of the recipe; empty where they are not known, and the card then gives no times.
         processors: of the machine.
@@ -67,7 +68,8 @@ def publish_embedded(run: Path, out: Path, *, seconds: Mapping[str, float], proc
         figures=_figures_table(figures),
         seconds=_seconds_table(seconds),
         total=f": {sum(seconds.values()) / 60:.0f} minutes in all" if seconds else "",
-        notes=_notes(run / "NOTES.md"),
+        notes=_written(run / "NOTES.md"),
+        examples=_written(run / "EXAMPLES.md"),
         machine=machine,
         commit=commit,
         sizes=_sizes_table(run / "int8"),
@@ -93,7 +95,7 @@ def _report(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _notes(path: Path) -> str:
+def _written(path: Path) -> str:
     return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
 
