@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "tellapart_model": {"tellapart"},
     "tellapart_coreml": {"tellapart"},
     "tellapart_export": {"tellapart", "tellapart_coreml", "tellapart_model"},
-    "tellapart_quantization": {"tellapart", "tellapart_coreml"},
+    "tellapart_quantization": {"tellapart", "tellapart_coreml", "tellapart_training"},
     "tellapart_training": {"tellapart", "tellapart_model"},
     "tellapart_app": {"tellapart"},
 }
@@ -114,6 +114,27 @@ def test_packages_import_only_whom_they_may(package: str) -> None:
         if (root := name.split(".")[0]) in PACKAGES and root not in allowed
     ]
     assert wrong == []
+
+
+def test_of_training_the_quantizer_knows_the_metrics_only() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in modules("tellapart_quantization")
+        for name in imports(path)
+        if reaches(name, "tellapart_training") and not reaches(name, "tellapart_training.metrics")
+    ]
+    assert wrong == []
+
+
+def test_the_metrics_are_light() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, tellapart_training.metrics; assert 'torch' not in sys.modules"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "sdk"), str(ROOT / "training")))},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_sdk_knows_the_standard_library_numpy_pillow_and_runtimes_only() -> None:

@@ -24,8 +24,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scheme",
         default="vnni",
-        help="vnni: 8-bit trunk and weights; weights: only the latter; dynamic: for vision transformers; "
-        "openvino: as vnni, for that runtime",
+        help="vnni: 8-bit trunk and weights; portable: for processors without 8-bit dot products; "
+        "weights: only these; dynamic: for vision transformers; openvino: as vnni, for that runtime; "
+        "tensorrt: explicit and symmetric; coreml: packages with 8-bit weights; auto: tries what runs here "
+        "and keeps the fastest within the budget (default vnni)",
     )
     parser.add_argument(
         "--keep-float",
@@ -64,6 +66,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="most points of recall lost: R@10 of human captions, and R@1 on bags, the mean over their sizes",
     )
+    parser.add_argument(
+        "--max-cider-drop",
+        type=float,
+        metavar="X",
+        help="most CIDEr-D lost by greedy captions, for example 0.005; needs --captions",
+    )
     parser.add_argument("--max-mib", type=float, metavar="X", help="largest bundle")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     return parser
@@ -89,7 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         limit_bags=args.limit_bags,
         scorer=args.scorer,
         budget=Budget(
-            min_agreement=args.min_agreement, max_recall_drop=args.max_recall_drop, max_mib=args.max_mib
+            min_agreement=args.min_agreement,
+            max_recall_drop=args.max_recall_drop,
+            max_cider_drop=args.max_cider_drop,
+            max_mib=args.max_mib,
         ),
         overwrite=args.overwrite,
     )

@@ -8,6 +8,7 @@ Clip that ends at the range of its convolution disappears into the rounding. Blo
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -21,6 +22,20 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from tellapart.errors import UsageError
 from tellapart_quantization.calibration import Range
 from tellapart_quantization.surgery import FEATURES, ancestors, constants, copy_model, drop_unused, name_nodes
+
+
+@dataclasses.dataclass(frozen=True)
+class TrunkForm:
+    """How the numbers of a trunk are rounded."""
+
+    reduce_range: bool = False
+    """Weights have seven bits, so that the sums of processors without 8-bit dot products cannot overflow."""
+    symmetric: bool = False
+    """Activations are signed with a zero point of 0, biases stay in float, and nothing but convolutions and
+    sums is rounded: as TensorRT wants it."""
+
+
+PLAIN = TrunkForm()
 
 OPERATORS = ("Conv", "Clip", "Add")
 """What is quantized; leaving Add or Clip out costs far more error than it saves."""
@@ -63,13 +78,20 @@ def trunk_tensors(model: Any) -> list[str]:
     return list(tensors)
 
 
-def quantize_trunk(model: Any, ranges: Mapping[str, Range], *, keep_float: Collection[str] = ()) -> Any:
+def quantize_trunk(
+    model: Any,
+    ranges: Mapping[str, Range],
+    *,
+    keep_float: Collection[str] = (),
+    form: TrunkForm = PLAIN,
+) -> Any:
     """A vision graph whose trunk computes in 8 bits; heads and names are as before.
 
     Args:
         model: the float graph; not changed.
         ranges: of every tensor that `trunk_tensors` names.
         keep_float: blocks that stay as they are, by the names of `trunk_blocks`.
+        form: how numbers are rounded.
 
     Raises:
         UsageError: a block that does not exist.
@@ -81,18 +103,21 @@ def quantize_trunk(model: Any, ranges: Mapping[str, Range], *, keep_float: Colle
     chosen = [name for block, names in blocks.items() if block not in keep_float for name in names]
     if not chosen:
         return copy_model(model)
+    operators = [name for name in OPERATORS if name != "Clip"] if form.symmetric else list(OPERATORS)
+    if form.symmetric:
+        ranges = {name: (-max(-low, high), max(-low, high)) for name, (low, high) in ranges.items()}
     data = {name: tuple(np.array(end, np.float32) for end in found) for name, found in ranges.items()}
     quantizer = QDQQuantizer(
         shape_inference.infer_shapes(model),
         per_channel=True,
-        reduce_range=False,
+        reduce_range=form.reduce_range,
         weight_qType=QuantType.QInt8,
-        activation_qType=QuantType.QUInt8,
+        activation_qType=QuantType.QInt8 if form.symmetric else QuantType.QUInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, data),
         nodes_to_quantize=chosen,
         nodes_to_exclude=[],
-        op_types_to_quantize=list(OPERATORS),
-        extra_options={},
+        op_types_to_quantize=operators,
+        extra_options={"ActivationSymmetric": True, "QuantizeBias": False} if form.symmetric else {},
     )
     quantizer.quantize_model()
     quantized = copy_model(quantizer.model.model)

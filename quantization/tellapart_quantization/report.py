@@ -18,7 +18,9 @@ from tellapart.kv_cache import KVCache
 from tellapart.photos import Photos
 from tellapart.tokenizer import Tokenizer
 from tellapart.types import FloatArray, IntArray, RuntimeOptions
+from tellapart_coreml.session import open_coreml
 from tellapart_quantization.self_retrieval import recall_drop
+from tellapart_training.metrics import cider_d, metric_words
 
 _BATCH = 8
 
@@ -33,6 +35,9 @@ class Budget:
     max_recall_drop: float = 0.5
     """Most points of recall lost: of text-to-image R@10 where captions are given, and of the R@1 of its own
     captions on bags, the mean over bag sizes, where a benchmark is given."""
+
+    max_cider_drop: float | None = None
+    """Most CIDEr-D lost by the greedy captions (human ones of COCO reach about 1); needs captions."""
 
     max_mib: float | None = None
     """Largest bundle."""
@@ -49,25 +54,30 @@ class _Answers:
     step_ms: float
 
 
-class _Runner:
+class Runner:
     """The graphs of a bundle as a device runs them."""
 
-    def __init__(self, bundle: Bundle, backend: Literal["auto", "openvino"]) -> None:
+    def __init__(self, bundle: Bundle, backend: Literal["auto", "openvino"] = "auto") -> None:
         self.bundle = bundle
         self.tokenizer = Tokenizer.from_bundle(bundle)
         runtime = RuntimeOptions(
             backend=backend, threads=1
         )  # times of two bundles compare best without a second thread
         roles = {graph.role for graph in bundle.manifest.graphs}
-        self.sessions: dict[str, Session] = {
-            role: open_session(bundle, role, runtime) for role in sorted(roles)
-        }
+        self.sessions: dict[str, Session] = {role: self._open(role, runtime) for role in sorted(roles)}
+
+    def _open(self, role: str, runtime: RuntimeOptions) -> Session:
+        if self.bundle.manifest.targets == ("coreml",):  # which no backend runs
+            return open_coreml(self.bundle, role)
+        return open_session(self.bundle, role, runtime)
 
     def close(self) -> None:
+        """Close every session."""
         for session in self.sessions.values():
             session.close()
 
     def rules(self) -> Rules:
+        """Greedy search without what the bundle's decoding asks for besides."""
         words = self.tokenizer
         return Rules(
             start_id=words.start_id,
@@ -77,6 +87,7 @@ class _Runner:
         )
 
     def step(self, ids: IntArray, cache: KVCache) -> FloatArray:
+        """Log-probabilities (b, V) after ids (b,); the cache grows."""
         given = self.sessions["decoder"].run(
             {"ids": ids[:, None], "past_kv": cache.past, "cross_kv": cache.cross}
         )
@@ -126,6 +137,10 @@ class _Runner:
             ids = np.array([caption[place] if place < len(caption) else words.end_id for caption in captions])
         return [row[: len(caption) + 1] for row, caption in zip(found, captions, strict=True)]
 
+    def say(self, ids: Sequence[int]) -> str:
+        """A caption as text."""
+        return self.tokenizer.decode(ids)
+
     def texts(self, texts: Sequence[str]) -> FloatArray:
         """Unit rows of texts, (n, E)."""
         words, longest = self.tokenizer, self.bundle.manifest.vocabulary.max_text_tokens
@@ -160,12 +175,13 @@ def compare_bundles(
         JSON values: `size_mib`, `vision_ms`, `step_ms` as {"reference", "int8"}, and `runtime` likewise;
         `photos`; of captioners `token_agreement`
         (same next token along the reference's captions); `caption_agreement` (whole greedy captions equal);
-        of retrievers `mean_image_cosine`, and with captions `retrieval`:
-        {"text_to_image", "image_to_text"} -> {"r1", "r5", "r10"} -> {"reference", "int8"}, in percent.
+        with captions `cider_d` of the greedy ones; of retrievers `mean_image_cosine`, and with captions
+        `retrieval`: {"text_to_image", "image_to_text"} -> {"r1", "r5", "r10"} -> {"reference", "int8"}, in
+        percent.
     """
     # The same runtime on both sides, where the reference has graphs for it.
     alike = candidate.manifest.targets == ("openvino",) and "openvino" in reference.manifest.targets
-    runners = (_Runner(reference, "openvino" if alike else "auto"), _Runner(candidate, "auto"))
+    runners = (Runner(reference, "openvino" if alike else "auto"), Runner(candidate, "auto"))
     try:
         first, second = (runner.answer(photos, names) for runner in runners)
         same = total = 0
@@ -193,6 +209,17 @@ def compare_bundles(
             report["token_agreement"] = round(same / max(total, 1), 4)
             equal = sum(a == b for a, b in zip(first.captions, second.captions, strict=True))
             report["caption_agreement"] = round(equal / len(names), 4)
+            if captions is not None:
+                references = [list(map(metric_words, captions[name])) for name in names]
+                report["cider_d"] = _pair(
+                    *(
+                        statistics.mean(
+                            cider_d([metric_words(runner.say(ids)) for ids in said.captions], references)
+                        )
+                        for runner, said in zip(runners, (first, second), strict=True)
+                    ),
+                    digits=4,
+                )
         if first.images is None or second.images is None:
             return report
         report["mean_image_cosine"] = round(float((first.images * second.images).sum(axis=1).mean()), 5)
@@ -240,6 +267,10 @@ def check_budget(report: Mapping[str, Any], budget: Budget) -> None:
                 f"R@1 on bags fell by {drop:.2f} points, more than {budget.max_recall_drop} "
                 "(--max-recall-drop)"
             )
+    if budget.max_cider_drop is not None and "cider_d" in report:
+        drop = report["cider_d"]["reference"] - report["cider_d"]["int8"]
+        if not drop <= budget.max_cider_drop:
+            broken.append(f"CIDEr-D fell by {drop:.4f}, more than {budget.max_cider_drop} (--max-cider-drop)")
     size = report["size_mib"]["int8"]
     if budget.max_mib is not None and not size <= budget.max_mib:
         broken.append(f"the bundle is {size:.2f} MiB, above {budget.max_mib} (--max-mib)")

@@ -11,7 +11,7 @@ import numpy as np
 from tellapart.types import FloatArray, PixelArray
 from tellapart_quantization.calibration import Range
 from tellapart_quantization.features import model_features
-from tellapart_quantization.int8_onnx import quantize_trunk, trunk_blocks
+from tellapart_quantization.int8_onnx import PLAIN, TrunkForm, quantize_trunk, trunk_blocks
 
 LEAST_GAIN = 0.05
 """A block stays in float only if the error falls by this share of itself."""
@@ -34,7 +34,12 @@ class Sensitivity:
 
 
 def scan_blocks(
-    model: Any, ranges: Mapping[str, Range], pixels: PixelArray, *, kept: Collection[str] = ()
+    model: Any,
+    ranges: Mapping[str, Range],
+    pixels: PixelArray,
+    *,
+    kept: Collection[str] = (),
+    form: TrunkForm = PLAIN,
 ) -> list[Sensitivity]:
     """Error of the features with each block in turn left in float.
 
@@ -43,6 +48,7 @@ def scan_blocks(
         ranges: see `quantize_trunk`.
         pixels: (n, s, s, 3) uint8, photos that were not calibrated on.
         kept: blocks in float in every row.
+        form: see `quantize_trunk`.
 
     Returns:
         First with no further block, then one entry per block in the order of the pass.
@@ -51,7 +57,9 @@ def scan_blocks(
     rows = ["", *(block for block in trunk_blocks(model) if block not in kept)]
     found = []
     for block in rows:
-        quantized = quantize_trunk(model, ranges, keep_float=[*kept, block] if block else list(kept))
+        quantized = quantize_trunk(
+            model, ranges, keep_float=[*kept, block] if block else list(kept), form=form
+        )
         found.append(
             Sensitivity(block, _error(model_features(quantized), pixels, wanted), quantized.ByteSize() / _MIB)
         )
@@ -64,7 +72,9 @@ def choose_float_blocks(
     pixels: PixelArray,
     *,
     most: int,
+    form: TrunkForm = PLAIN,
     say: Callable[[str], None] = lambda line: None,
+    scan: list[dict[str, Any]] | None = None,
 ) -> list[str]:
     """Blocks worth keeping in float, the most useful first: after each choice the rest are measured again.
 
@@ -73,12 +83,18 @@ def choose_float_blocks(
         ranges: see `quantize_trunk`.
         pixels: see `scan_blocks`.
         most: how many at most.
+        form: see `quantize_trunk`.
         say: told every row that was measured.
+        scan: gets every row as JSON values: {"float", "error", "size_mib"}.
     """
     kept: list[str] = []
     while len(kept) < most:
-        base, *rows = scan_blocks(model, ranges, pixels, kept=kept)
+        base, *rows = scan_blocks(model, ranges, pixels, kept=kept, form=form)
         for row in (base, *rows):
+            if scan is not None:
+                blocks = [*kept, row.block] if row.block else list(kept)
+                entry = {"float": blocks, "error": round(row.error, 5), "size_mib": round(row.size_mib, 3)}
+                scan.append(entry)
             say(
                 f"float {'+'.join([*kept, row.block]) or 'nothing'}: error {row.error:.4f}, "
                 f"{row.size_mib:.2f} MiB"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ transformers = pytest.importorskip("transformers")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from limited_disk import COMMAND, run_limited  # noqa: E402
 from tellapart.bundle import open_bundle  # noqa: E402
 from tellapart.errors import BundleError, CheckpointError, DataError, ParityError  # noqa: E402
 from tellapart_export.build import ExportOptions, export_bundle  # noqa: E402
@@ -178,29 +177,11 @@ def test_photos_that_are_not_there(whole: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-LIMITED = (
-    "import resource, signal, sys\n"
-    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-)
-"""A limit on the size of a file is what a full disk is to the program: a write that fails half-way."""
-
-
-def run_limited(code: str, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    folders = ":".join(str(ROOT / name) for name in ("sdk", "training", "export", "quantization"))
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", LIMITED + code, *arguments],
-        capture_output=True, text=True, check=False,
-        env={"PYTHONPATH": folders, "PATH": "", "HOME": str(home)},
-    )  # fmt: skip
-
-
 def test_a_disk_that_fills_up_leaves_the_old_bundle(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     export_bundle(whole, out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    code = "from tellapart.cli import main\nsys.exit(main(sys.argv[1:]))\n"
-    done = run_limited(code, tmp_path, "export", str(whole), "--out", str(out), "--overwrite")
+    done = run_limited(COMMAND, tmp_path, "export", str(whole), "--out", str(out), "--overwrite")
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     assert "BundleError" in done.stderr

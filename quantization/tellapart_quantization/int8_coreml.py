@@ -1,0 +1,116 @@
+"""Core ML packages with weights in 8 bits, by coremltools; activations stay in float16.
+
+What was written is read back by our own reader: every stored weight has to lie within half a step of the
+float package's.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tellapart.bundle import Bundle
+from tellapart.errors import ParityError
+from tellapart.manifest import GraphSpec
+from tellapart_coreml.package import Program, load_coremltools, load_model, read_package, save_package
+
+LEAST_WEIGHTS = 1024
+"""Smaller constants stay in float16."""
+
+# Of a step: a scale in float16 is off by up to 2^-11 of itself, and 127 of it by 0.06 of a step.
+_SLACK = 0.07
+
+
+def write_coreml_graphs(
+    source: Bundle, scratch: Path, graphs: Sequence[GraphSpec], *, say: Callable[[str], None]
+) -> tuple[tuple[GraphSpec, ...], dict[str, Any]]:
+    """Quantize the packages of a bundle; each channel gets a scale, and zero points are 0.
+
+    Args:
+        source: the float bundle.
+        scratch: folder of the bundle to be.
+        graphs: its graphs for Core ML.
+        say: told how large each was and is.
+
+    Returns:
+        The pages, which are as before; and by role {"tensors", "numbers", "largest_step"}: tensors in 8 bits,
+        the share of all stored numbers in them, and the largest error in steps (rounding is at most 0.5).
+
+    Raises:
+        MissingExtraError: coremltools is not installed.
+        ParityError: a weight is not what it was.
+    """
+    load_coremltools()
+    import coremltools.optimize.coreml as optimize
+
+    found = {}
+    for graph in graphs:
+        given = source.root / graph.file
+        settings = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=LEAST_WEIGHTS)
+        out = scratch / graph.file
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # progress bars
+            warnings.simplefilter("ignore")
+            model = optimize.linear_quantize_weights(
+                load_model(given), optimize.OptimizationConfig(global_config=settings)
+            )
+            save_package(model, out)
+            del model
+            gc.collect()  # it leaves temporary folders to the collector, which warns of that
+        found[graph.role] = compare_weights(read_package(given), read_package(out), role=graph.role)
+        say(f"{graph.role}: {_mib(given):.2f} -> {_mib(out):.2f} MiB")
+    return tuple(graphs), found
+
+
+def compare_weights(before: Program, after: Program, *, role: str) -> dict[str, float]:
+    """Every 8-bit constant beside the one that it was made of.
+
+    Raises:
+        ParityError: another shape, more than half a step away, or none at all in 8 bits.
+    """
+    floats = {name: value for name, value in before.constants.items() if isinstance(value, np.ndarray)}
+    tensors, numbers, worst = 0, 0, 0.0
+    for name, how in after.stored.items():
+        if how != "int8":
+            continue
+        origin = next((key for key in (name, re.sub(r"_quantized$", "", name)) if key in floats), None)
+        small = np.asarray(after.constants[name])
+        if origin is None or floats[origin].shape != small.shape:
+            raise ParityError(f"{role}: {name} in 8 bits is no weight of the float package")
+        wanted = floats[origin].astype(np.float32)
+        # One scale a channel along some axis: the step is what separates the levels that are there.
+        gap, step = np.abs(small - wanted), _steps(wanted, small)
+        worst = max(worst, float((gap / step).max()))
+        tensors, numbers = tensors + 1, numbers + small.size
+    if not tensors:
+        raise ParityError(f"{role}: coremltools stored nothing in 8 bits")
+    if not worst <= 0.5 + _SLACK:
+        raise ParityError(f"{role}: a weight is {worst:.2f} steps from what it was; rounding is at most 0.5")
+    total = sum(value.size for value in floats.values() if value.dtype.kind == "f")
+    return {"tensors": tensors, "numbers": round(numbers / total, 4), "largest_step": round(worst, 3)}
+
+
+def _steps(wanted: Any, small: Any) -> Any:
+    """The step of each channel: its largest value is level 127 of a symmetric scale.
+
+    The axis is the one along which all values are whole steps.
+    """
+    for axis in range(wanted.ndim):
+        others = tuple(place for place in range(wanted.ndim) if place != axis)
+        step = np.abs(small).max(axis=others, keepdims=True) / 127
+        step = np.where(step == 0, 1, step).astype(np.float32)
+        levels = small / step
+        if np.abs(levels - np.rint(levels)).max() < 1e-2:
+            return step
+    raise ParityError("8-bit weights do not lie on one scale for each channel")
+
+
+def _mib(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
