@@ -78,8 +78,8 @@ SCHEMES = {
 """Presets: "vnni" is for x86 and ARM with 8-bit dot products, "portable" for processors without them,
 "weights" keeps every activation in float, "dynamic" is for vision transformers on the processors of "vnni",
 "openvino" is for that runtime, by NNCF, "tensorrt" is explicit and symmetric (QDQ), "coreml" stores the
-weights of packages in 8 bits. A vision graph without a trunk of convolutions (the towers of CLIP, BLIP and their kin)
-has its weights alone in 8 bits in any but "dynamic"."""
+weights of packages in 8 bits. A vision graph without a trunk of convolutions (the towers of CLIP, BLIP and
+their kin) has its weights alone in 8 bits in any but "dynamic"."""
 
 AUTO = "auto"
 """Not a scheme: those that can run here are tried, and the fastest within the budget is kept."""
