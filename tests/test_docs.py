@@ -30,7 +30,7 @@ import pytest
 
 import tellapart
 from tellapart import Captioner, DecodeOptions
-from tellapart.commands.arguments import ELSEWHERE, build_parser
+from tellapart.commands.arguments import ELSEWHERE, build_parser, verbs_of
 from tellapart.tokenizer import Tokenizer
 
 try:
@@ -147,18 +147,13 @@ def check_tellapart(command: str) -> None:
     head = re.match(r"tellapart ((?:[a-z-]+(?: \| )?)+)", command)
     assert head is not None, command
     verbs = [verb for verb in re.split(r" \| | ", head[1].strip()) if verb]
-    known = set(ELSEWHERE) | set(_verbs())
+    known = set(ELSEWHERE) | set(verbs_of(build_parser()))
     for verb in verbs[:1] if " | " not in head[1] else verbs:
         assert verb in known, f"there is no `tellapart {verb}`"
         parser, before = parser_of(verb)
         have = options_of(parser, before)
         for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", command):
             assert option in have, f"`tellapart {verb}` has no {option}"
-
-
-def _verbs() -> list[str]:
-    [subparsers] = [a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
-    return list(subparsers.choices)
 
 
 def check_pip(command: str) -> None:

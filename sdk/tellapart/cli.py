@@ -13,6 +13,7 @@ are asked for, so that a device without them loses nothing.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
 import logging
@@ -21,7 +22,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
-from tellapart.commands.arguments import ELSEWHERE, build_parser
+from tellapart.commands.arguments import ELSEWHERE, build_parser, verbs_of
 from tellapart.errors import ConfigError, MissingExtraError, TellapartError, UsageError
 
 if TYPE_CHECKING:
@@ -72,7 +73,9 @@ def _run(arguments: list[str]) -> int:
     if arguments and arguments[0] in ELSEWHERE:
         # Before argparse, which would read the options of the other package as ours.
         return _hand_on(arguments[0], arguments[1:])
-    args = build_parser().parse_args(arguments)
+    parser = build_parser()
+    _suggest(parser, arguments)
+    args = parser.parse_args(arguments)
     logging.basicConfig(
         stream=sys.stderr,
         format="tellapart: %(message)s",
@@ -80,6 +83,15 @@ def _run(arguments: list[str]) -> int:
     )
     run = cast("Callable[[argparse.Namespace], int]", importlib.import_module(args.module).run)
     return run(args)
+
+
+def _suggest(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """End with the nearest verb where one was mistyped; argparse alone would recite them all."""
+    verbs = verbs_of(parser)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in verbs:
+        near = difflib.get_close_matches(arguments[0], verbs, n=1, cutoff=0.75)
+        if near:
+            raise UsageError(f"there is no `tellapart {arguments[0]}`; did you mean `tellapart {near[0]}`?")
 
 
 def _hand_on(verb: str, arguments: list[str]) -> int:

@@ -176,6 +176,26 @@ def test_info_tells_the_identity_and_verify_runs_the_graphs(
     assert main(["info", str(tiny_bundle), "--model", str(tiny_bundle)]) == 2
 
 
+def test_info_of_the_embedded_bundle_fits_a_screen_and_tells_all_when_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["info"]) == 0
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) < 30
+    assert "int8 val: cider_d 0.6" in short
+    assert main(["info", "--verbose"]) == 0
+    whole = capsys.readouterr().out
+    assert "source      family = compact" in whole
+    assert "--verbose" not in whole
+
+
+def test_a_mistyped_verb_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["capton", "photo.jpg"]) == 2
+    assert "did you mean `tellapart caption`?" in capsys.readouterr().err
+    assert main(["xyzzy"]) == 2
+    assert "invalid choice" in capsys.readouterr().err
+
+
 def test_verify_refuses_a_shape_that_the_graph_does_not_have(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ from tellapart._version import __version__
 if TYPE_CHECKING:
     Verbs: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 
-__all__ = ["ELSEWHERE", "Elsewhere", "build_parser"]
+__all__ = ["ELSEWHERE", "Elsewhere", "build_parser", "verbs_of"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,12 @@ def build_parser() -> argparse.ArgumentParser:
     for verb, elsewhere in ELSEWHERE.items():  # only for the list in --help
         verbs.add_parser(verb, help=f"{elsewhere.help} (extra: {elsewhere.extra})", add_help=False)
     return parser
+
+
+def verbs_of(parser: argparse.ArgumentParser) -> list[str]:
+    """The verbs that a parser knows, in the order of its help."""
+    [verbs] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return list(verbs.choices)
 
 
 def _threads(text: str) -> int | str:

@@ -56,9 +56,17 @@ def _info(bundle: Bundle, args: argparse.Namespace) -> int:
         print(f"  graph       {graph.role} for {graph.target}: {graph.file}, {size_mib:.1f} MiB")
         for direction, tensors in (("in", graph.inputs), ("out", graph.outputs)):
             print(f"    {direction:<4}{', '.join(_tensors(tensors))}")
-    for section in ("metrics", "parity", "source"):
-        for key, value in _flat(getattr(manifest, section)):
+    for name, figures in manifest.metrics.get("evaluate", {}).items():
+        print(f"  measured    {name}: {', '.join(f'{key} {value:.4g}' for key, value in figures.items())}")
+    reports = {
+        section: list(_flat(getattr(manifest, section))) for section in ("metrics", "parity", "source")
+    }
+    for section, values in reports.items():
+        for key, value in values if args.verbose else ():
             print(f"  {section:<11} {key} = {value}")
+    hidden = 0 if args.verbose else sum(len(values) for values in reports.values())
+    if hidden:
+        print(f"  reports     {hidden} lines of metrics, parity and source: --verbose shows them")
     return 0
 
 
