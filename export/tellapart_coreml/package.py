@@ -71,6 +71,8 @@ class Program:
     """By name, what was stored in 8 bits turned back into float32."""
     stored: Mapping[str, str]
     """How the larger constants are stored: name -> "float16", "float32" or "int8"."""
+    steps: Mapping[str, Array]
+    """What separates the levels of those stored in 8 bits; broadcasts to the constant."""
 
 
 def load_coremltools() -> Any:
@@ -163,6 +165,7 @@ def read_package(folder: Path) -> Program:
     block = function.block_specializations[function.opset]
     constants: dict[str, Array | str] = {}
     stored: dict[str, str] = {}
+    steps: dict[str, Array] = {}
     operations: list[Operation] = []
     for entry in block.operations:
         outputs = tuple(_value(item.name, item.type) for item in entry.outputs)
@@ -174,7 +177,8 @@ def read_package(folder: Path) -> Program:
         elif entry.type == "constexpr_affine_dequantize":
             # A place of its own in newer files, an attribute in older ones.
             parts = {key: _constant(value, blobs) for key, value in entry.attributes.items()}
-            constants[name], stored[name] = _dequantize(parts), "int8"
+            constants[name], steps[name] = _dequantize(parts)
+            stored[name] = "int8"
         else:
             operations.append(Operation(entry.type, _inputs(entry, blobs), outputs))
     pictures = {item.name for item in spec.description.input if item.type.WhichOneof("Type") == "imageType"}
@@ -188,6 +192,7 @@ def read_package(folder: Path) -> Program:
         operations=tuple(operations),
         constants=constants,
         stored=stored,
+        steps=steps,
     )
 
 
@@ -236,8 +241,8 @@ def _blob(blobs: Array, place: int) -> Array:
     return np.array(blobs[start : start + length]).view(_BLOB_TYPES[kind])
 
 
-def _dequantize(parts: Mapping[str, Any]) -> Array:
-    """(stored - zero point) * scale, along one axis."""
+def _dequantize(parts: Mapping[str, Any]) -> tuple[Array, Array]:
+    """(stored - zero point) * scale, along one axis; and the scale."""
     levels, scale, zero = parts["quantized_data"], parts["scale"], parts["zero_point"]
     shape = [1] * levels.ndim
     if scale.size > 1:
@@ -245,4 +250,4 @@ def _dequantize(parts: Mapping[str, Any]) -> Array:
     scale = scale.astype(np.float32).reshape(shape)
     zero = zero.astype(np.float32).reshape(shape if zero.size > 1 else [1] * levels.ndim)
     found: Array = (levels.astype(np.float32) - zero) * scale
-    return found
+    return found, scale

@@ -159,7 +159,7 @@ def test_other_weights_are_found_out(packages: Path, drawn: Path, tmp_path: Path
     name = next(name for name, how in small.stored.items() if how == "int8")
     spoiled = np.roll(np.asarray(small.constants[name]), 1, axis=-1)
     other = dataclasses.replace(small, constants={**small.constants, name: spoiled})
-    with pytest.raises(ParityError, match=r"steps from what it was|one scale"):
+    with pytest.raises(ParityError, match="steps from what it was"):
         compare_weights(whole, other, role="decoder")
     with pytest.raises(ParityError, match="nothing in 8 bits"):
         compare_weights(whole, whole, role="decoder")
