@@ -14,14 +14,18 @@ from typing import Any
 
 import onnx
 
+from tellapart_quantization.surgery import name_nodes
+from tellapart_quantization.weights_onnx import quantize_weights
 
-def quantize_products(model: Any) -> Any:
+
+def quantize_products(model: Any, *, reduce_range: bool = False) -> Any:
     """A graph whose products with constant matrices are done in 8 bits; inputs, outputs and names as before.
 
     Weights have a scale for each column, activations one for each product and image.
 
     Args:
         model: the float graph, its nodes named; not changed.
+        reduce_range: weights have seven bits, see `TrunkForm`.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -34,7 +38,32 @@ def quantize_products(model: Any) -> Any:
             target,
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
+            reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True},
         )
         return onnx.load_model(target)
+
+
+def store_seven_bits(model: Any) -> Any:
+    """A graph for processors without 8-bit dot products: products in 8 bits with weights of seven.
+
+    onnxruntime's own block-wise product would store less, but takes its weights as unsigned bytes round 128,
+    whose sums of pairs overflow 16 bits whatever the range. Word tables that are looked up alone become blocks of
+    8 bits, as nothing is multiplied there; one that is the output layer too stays float.
+
+    Args:
+        model: the float graph, its nodes named; not changed.
+    """
+    small = quantize_products(model, reduce_range=True)
+    name_nodes(small)
+    readers: dict[str, list[Any]] = {}
+    for node in small.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    alone = {
+        node.name
+        for node in small.graph.node
+        if node.op_type == "Gather" and all(other.op_type == "Gather" for other in readers[node.input[0]])
+    }
+    return quantize_weights(small, only=alone)

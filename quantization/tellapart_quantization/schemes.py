@@ -26,8 +26,6 @@ class QuantScheme:
     """Most photos to calibrate on unless the caller says otherwise."""
     form: TrunkForm = PLAIN
     """How the trunk's numbers are rounded."""
-    float_sums: bool = False
-    """Products with stored weights are summed in float, not in 8 bits with rounded activations."""
     device: str = ""
     """What was not proved and why, where the scheme is for hardware that did not take part."""
     device_command: str = ""
@@ -56,7 +54,6 @@ SCHEMES = {
         trunk=True,
         float_blocks=("stem", "blocks.0", "blocks.1"),
         form=TrunkForm(reduce_range=True),
-        float_sums=True,
     ),
     # TensorRT takes zero points of 0 alone, no operator of onnxruntime's own, and no Clip between.
     "tensorrt": QuantScheme(

@@ -29,13 +29,12 @@ LEAST_WEIGHTS = 1024
 """Smaller matrices stay in float: nothing to gain."""
 
 
-def quantize_weights(model: Any, *, only: Collection[str] | None = None, float_sums: bool = False) -> Any:
+def quantize_weights(model: Any, *, only: Collection[str] | None = None) -> Any:
     """A graph whose constant matrices are stored in 8 bits; inputs, outputs and names are as before.
 
     Args:
         model: the float graph, its nodes named; not changed.
         only: names of the nodes that may change; None is all.
-        float_sums: multiply in float instead of in 8 bits with rounded activations.
     """
     quantized = copy_model(model)
     stored = constants(quantized)
@@ -46,7 +45,7 @@ def quantize_weights(model: Any, *, only: Collection[str] | None = None, float_s
         if only is not None and node.name not in only:
             nodes.append(node)
         elif node.op_type in ("MatMul", "Gemm"):
-            nodes.extend(_product(quantized, node, stored, makers, tables, float_sums))
+            nodes.extend(_product(quantized, node, stored, makers, tables))
         elif node.op_type == "Gather" and node.input[0] in stored:
             nodes.append(_lookup(quantized, node, stored[node.input[0]], tables))
         else:
@@ -105,7 +104,6 @@ def _product(
     stored: dict[str, Any],
     makers: dict[str, Any],
     tables: dict[str, tuple[str, str, int]],
-    float_sums: bool,
 ) -> list[Any]:
     """MatMul or Gemm with a constant second factor -> MatMulNBits; anything else as it is."""
     name = node.input[1]
@@ -153,8 +151,7 @@ def _product(
             N=len(rows),
             bits=BITS,
             block_size=block,
-            # 4: multiply in int8, activations rounded per block, several times faster; 1: in float32.
-            accuracy_level=1 if float_sums else 4,
+            accuracy_level=4,  # multiply in int8, activations rounded per block: several times faster
         )
     )
     return made

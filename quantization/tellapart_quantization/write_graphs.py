@@ -17,7 +17,7 @@ from tellapart.manifest import GraphSpec, Manifest
 from tellapart.photos import Photos, spread
 from tellapart_coreml.package import SUFFIX
 from tellapart_quantization.calibration import Range, find_ranges
-from tellapart_quantization.dynamic_onnx import quantize_products
+from tellapart_quantization.dynamic_onnx import quantize_products, store_seven_bits
 from tellapart_quantization.int8_coreml import write_coreml_graphs
 from tellapart_quantization.int8_onnx import quantize_trunk, trunk_tensors
 from tellapart_quantization.int8_openvino import write_openvino_graphs
@@ -131,8 +131,11 @@ def _write_onnx(
                 say("calibrating the vision trunk")
                 ranges = _calibrate(model, source, photos, calibrated, scheme)
                 kept = _float_blocks(model, ranges, source, photos, calibrated, options, say, scan)
-                small = quantize_trunk(model, ranges, keep_float=kept, form=scheme.form)
-            small = _store(small, scheme, only=heads)
+                if scheme.form.reduce_range:  # this quantizer wants graphs that are float as yet
+                    small = _store(model, scheme)
+                small = quantize_trunk(small, ranges, keep_float=kept, form=scheme.form)
+            if not scheme.form.reduce_range:
+                small = _store(small, scheme, only=heads)
         else:
             small = _store(model, scheme)
         onnx.save_model(small, scratch / graph.file)
@@ -146,7 +149,9 @@ def _store(model: Any, scheme: QuantScheme, *, only: Collection[str] | None = No
         stored = store_symmetric(model, only=only)
         check_symmetric(stored)
         return stored
-    return quantize_weights(model, only=only, float_sums=scheme.float_sums)
+    if scheme.form.reduce_range:
+        return store_seven_bits(model)
+    return quantize_weights(model, only=only)
 
 
 def _feeds(source: Bundle, photos: Photos, calibrated: list[str]) -> Callable[[], Iterator[dict[str, Any]]]:
