@@ -49,8 +49,8 @@ def store_seven_bits(model: Any) -> Any:
     """A graph for processors without 8-bit dot products: products in 8 bits with weights of seven.
 
     onnxruntime's own block-wise product would store less, but takes its weights as unsigned bytes round 128,
-    whose sums of pairs overflow 16 bits whatever the range. Word tables that are looked up alone become blocks of
-    8 bits, as nothing is multiplied there; one that is the output layer too stays float.
+    whose sums of pairs overflow 16 bits whatever the range. Word tables that are looked up alone become
+    blocks of 8 bits, as nothing is multiplied there; one that is the output layer too stays float.
 
     Args:
         model: the float graph, its nodes named; not changed.
