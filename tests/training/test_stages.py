@@ -19,8 +19,9 @@ from tellapart_model.checkpoint import load_checkpoint  # noqa: E402
 from tellapart_training.config import MleConfig, RetrieverConfig, TrainConfig, WarmupConfig  # noqa: E402
 from tellapart_training.config_file import load_config  # noqa: E402
 from tellapart_training.features import Trunk  # noqa: E402
-from tellapart_training.mle import train_mle  # noqa: E402
+from tellapart_training.mle import MleObjective, train_mle  # noqa: E402
 from tellapart_training.optimisation import lr_share, part_of  # noqa: E402
+from tellapart_training.pair import open_pair  # noqa: E402
 from tellapart_training.retriever import train_retriever  # noqa: E402
 from tellapart_training.warmup import train_warmup  # noqa: E402
 
@@ -118,6 +119,46 @@ def test_features_of_a_given_trunk_are_computed_once_and_used(toy_settings: list
     again = dataclasses.replace(config, run=config.run + "2", seed=config.seed)
     train_mle(again, trunk=Trunk(encode, "means"))
     assert sum(calls) == 64
+
+
+def test_a_null_picture_tells_the_decoder_nothing_and_the_retriever_all(toy_world: Path) -> None:
+    pair = open_pair(toy_world / "init")
+    pair.network.eval()
+    ids = torch.tensor([pair.encode("a red ball"), pair.encode("a red ball")])
+    features = torch.randn(2, 2, 4, 1280, generator=torch.Generator().manual_seed(3))
+    batch = {"pixels": None, "ids": ids, "owners": torch.tensor([0, 1]), "text_keys": torch.tensor([1, 2])}
+
+    def losses(probability: float, seen: torch.Tensor) -> dict[str, float]:
+        objective = MleObjective(
+            pair, label_smoothing=0.0, contrastive_weight=1.0, null_probability=probability,
+            null_features=torch.zeros(1, 4, 1280),
+        )  # fmt: skip
+        with torch.no_grad():
+            return {name: float(value) for name, value in objective(features=seen, **batch).items()}
+
+    shown, other = losses(0.0, features[0]), losses(0.0, features[1])
+    assert shown["caption_loss"] != other["caption_loss"]
+    # torch.rand is below 1, so every image is replaced; the config refuses 1 itself.
+    null, same = losses(1.0, features[0]), losses(1.0, features[1])
+    assert null["caption_loss"] == same["caption_loss"] != shown["caption_loss"]
+    assert null["contrastive_loss"] == shown["contrastive_loss"] != same["contrastive_loss"]
+
+
+def test_null_features_come_from_the_trunk_that_stands_for_ours(toy_settings: list[str]) -> None:
+    greys: list[int] = []
+
+    def encode(pixels: Any) -> Any:
+        if len(pixels) == 1:
+            greys.extend(np.unique(pixels).tolist())
+        return np.zeros((len(pixels), 1, 1280), np.float32)
+
+    settings = [*toy_settings, *TINY, "trunk=frozen", "optimizer.epochs=1", "null_probability=0.5"]
+    config = _load("mle", settings)
+    assert isinstance(config, MleConfig)
+    train_mle(config, trunk=Trunk(encode, "nothing"))
+    assert greys == [127]
+    with pytest.raises(ConfigError, match="null_probability"):
+        _load("mle", [*toy_settings, "null_probability=1.0"])
 
 
 def test_the_run_folder_tells_what_was_done(toy_settings: list[str]) -> None:

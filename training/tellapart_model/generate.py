@@ -115,7 +115,7 @@ def beam_search(
     Returns:
         One list of ids per image, start and end pieces left out.
     """
-    images = cross_kv.shape[1]
+    images, device = cross_kv.shape[1], cross_kv.device
     cross = cross_kv.repeat_interleave(beams, 1)
     past = model.decoder.empty_past(images * beams)
     ids = torch.full((images * beams, 1), START_ID)
@@ -124,11 +124,13 @@ def beam_search(
     tokens = torch.zeros(images, beams, 0, dtype=torch.long)
     best: list[tuple[float, list[int]]] = [(float("-inf"), []) for _ in range(images)]
     for length in range(1, max_new_tokens + 1):
-        logits, past = model.decoder.step(ids, past, cross)
+        logits, past = model.decoder.step(ids.to(device), past, cross)
         logp = forbid_specials(logits).log_softmax(-1).reshape(images, beams, -1)
         vocabulary = logp.shape[-1]
+        summed = (scores.to(device)[..., None] + logp).flatten(1)
+        # The bookkeeping reads number by number, which is for the CPU.
         top, flat = (
-            (scores[..., None] + logp).flatten(1).topk(min(2 * beams, beams * vocabulary), 1)
+            each.cpu() for each in summed.topk(min(2 * beams, beams * vocabulary), 1)
         )  # (b, 2 beams)
         origin, token = flat // vocabulary, flat % vocabulary
         next_scores = torch.full((images, beams), float("-inf"))
@@ -154,7 +156,7 @@ def beam_search(
         )
         scores = next_scores
         rows = (torch.arange(images)[:, None] * beams + next_origin).flatten()
-        past = past[:, rows]
+        past = past[:, rows.to(device)]
         ids = next_token.reshape(-1, 1)
         if length_penalty <= 1 and all(
             best[i][0] >= float(scores[i].max()) / max_new_tokens**length_penalty for i in range(images)

@@ -89,6 +89,9 @@ class ImageStageConfig(TrainConfig):
     """Cached views of each training image; the first is the image as it is."""
     captions_per_image: int = 5
     """Captions of every image of a batch used in a step; the image is encoded once."""
+    null_probability: float = 0.0
+    """Chance that cross-entropy shows the decoder a flat grey picture instead of an image: what `guidance` on
+    the device leads away from (method 9.4). The retriever's loss and drawn captions see the image."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,6 +99,7 @@ class ImageStageConfig(TrainConfig):
         need(self.trunk_first_block >= 0, "trunk_first_block", self.trunk_first_block, "at least 0")
         need(self.views >= 1, "views", self.views, "at least 1")
         need(1 <= self.captions_per_image <= 5, "captions_per_image", self.captions_per_image, "1 to 5")
+        need(0 <= self.null_probability < 1, "null_probability", self.null_probability, "in [0, 1)")
         need(
             not self.features_from or self.trunk == "frozen",
             "features_from", self.features_from, "empty unless trunk = 'frozen'",

@@ -39,14 +39,23 @@ from tellapart_training.run_folder import RunFolder
 from tellapart_training.tuning import tuning_figures
 
 Say = Callable[[str], None]
+NULL_GREY = 127
+"""Every channel of the null picture, as the device's `guidance` has it."""
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """Training images, held-back images, and where both came from."""
+    """Training images and held-back images.
+
+    Attributes:
+        train: to learn from.
+        tuning: held back, or None.
+        null_features: (1, N, C) float32 of the null picture, where it is asked for and the trunk is frozen.
+    """
 
     train: CaptionedImages
     tuning: CaptionedImages | None
+    null_features: Tensor | None = None
 
 
 class OpenedStage(NamedTuple):
@@ -134,8 +143,16 @@ def load_image_data(
         )  # fmt: skip
         return captioned_images(chosen, pair.encode, features=features)
 
+    null = None
+    if frozen is not None and config.null_probability:
+        null = torch.from_numpy(frozen.encode(null_picture(pair.config.image_px)))
     with accelerator.main_process_first():
-        return ImageData(ready(train, config.views), ready(tuning, 1) if tuning else None)
+        return ImageData(ready(train, config.views), ready(tuning, 1) if tuning else None, null)
+
+
+def null_picture(image_px: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The picture that says nothing, flat mid-grey: (1, image_px, image_px, 3) uint8."""
+    return np.full((1, image_px, image_px, 3), NULL_GREY, np.uint8)
 
 
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -249,6 +266,33 @@ class ImageStage:
         """Further figures of a stage, from the greedy captions of the first tuning images."""
         del lines
         return {}
+
+
+class NullPicture(nn.Module):
+    """Shows the decoder, now and then, a picture that says nothing instead of an image (method 9.4)."""
+
+    def __init__(self, image_px: int, probability: float, features: Tensor | None) -> None:
+        """Keep the picture.
+
+        Args:
+            image_px: its size.
+            probability: chance for each image; 0 never shows it.
+            features: (1, N, C) of it; None asks the trunk, which learns, in every step.
+        """
+        super().__init__()
+        self.probability = probability
+        self.pixels: Tensor
+        self.features: Tensor | None
+        self.register_buffer("pixels", torch.from_numpy(null_picture(image_px)), persistent=False)
+        self.register_buffer("features", features, persistent=False)
+
+    def forward(self, network: CompactPair, features: Tensor) -> Tensor:
+        """Features (b, N, C) of images; some rows are the null picture's now."""
+        if not self.probability:
+            return features
+        null = network.features(self.pixels) if self.features is None else self.features
+        chosen = torch.rand(len(features), 1, 1, device=features.device) < self.probability
+        return torch.where(chosen, null.to(features.dtype), features)
 
 
 def batch_features(network: CompactPair, pixels: Tensor | None, features: Tensor | None) -> Tensor:

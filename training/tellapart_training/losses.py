@@ -66,7 +66,7 @@ def positive_pairs(owners: Tensor, text_keys: Tensor, images: int) -> Tensor:
     """
     own = functional.one_hot(owners, images)  # (m, n)
     same_words = (text_keys[:, None] == text_keys[None, :]).to(own.dtype)  # (m, m)
-    return (same_words @ own) > 0
+    return (same_words.float() @ own.float()) > 0  # no whole numbers are multiplied on a GPU
 
 
 def contrastive_loss(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tellapart_training.config import MleConfig
 from tellapart_training.features import Trunk
-from tellapart_training.image_stage import ImageStage, batch_features, open_image_stage
+from tellapart_training.image_stage import ImageStage, NullPicture, batch_features, open_image_stage
 from tellapart_training.loop import run_steps
 from tellapart_training.losses import (
     IGNORED,
@@ -30,18 +30,33 @@ from tellapart_training.retriever import pair_contrast
 class MleObjective(nn.Module):
     """Cross-entropy per token, and the contrastive term where asked."""
 
-    def __init__(self, pair: TrainedPair, *, label_smoothing: float, contrastive_weight: float) -> None:
+    def __init__(
+        self, pair: TrainedPair, *, label_smoothing: float, contrastive_weight: float,
+        null_probability: float = 0.0, null_features: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Put the objective together.
+
+        Args:
+            pair: its network is trained.
+            label_smoothing: of the cross-entropy.
+            contrastive_weight: of the retriever's loss; 0 leaves it out.
+            null_probability: see `image_stage.NullPicture`.
+            null_features: likewise.
+        """
         super().__init__()
         self.network = pair.network
         self.pad_id = pair.tokenizer.pad_id
         self.label_smoothing, self.contrastive_weight = label_smoothing, contrastive_weight
+        self.null = NullPicture(pair.config.image_px, null_probability, null_features)
 
     def forward(
         self, pixels: Tensor | None, features: Tensor | None, ids: Tensor, owners: Tensor, text_keys: Tensor
     ) -> dict[str, Tensor]:
         """See `batches.ImageBatches.batch` for the shapes; returns scalars, "loss" among them."""
         features = batch_features(self.network, pixels, features)  # (b, N, C)
-        cross_kv = self.network.cross_kv(features).index_select(1, owners)  # (2L, b * c, H, N, D)
+        cross_kv = self.network.cross_kv(self.null(self.network, features)).index_select(
+            1, owners
+        )  # (2L, b * c, H, N, D)
         inputs, labels = caption_inputs_and_labels(ids, self.pad_id)
         logits = self.network.decoder(inputs, cross_kv)  # (b * c, t, V)
         tokens = sum_over_processes((labels != IGNORED).sum())
@@ -74,8 +89,9 @@ def train_mle(config: MleConfig, *, resume: bool = False, trunk: Trunk | None = 
     """
     accelerator, folder, pair, data = open_image_stage(config, name="mle", resume=resume, trunk=trunk)
     objective = MleObjective(
-        pair, label_smoothing=config.optimizer.label_smoothing, contrastive_weight=config.contrastive_weight
-    )
+        pair, label_smoothing=config.optimizer.label_smoothing, contrastive_weight=config.contrastive_weight,
+        null_probability=config.null_probability, null_features=data.null_features,
+    )  # fmt: skip
     stage = ImageStage(
         name="mle", config=config, pair=pair, objective=objective, data=data, accelerator=accelerator,
         selection="cider_d", captions=True,

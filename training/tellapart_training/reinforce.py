@@ -32,7 +32,7 @@ from tellapart_training.estimator import (
     token_logprobs,
 )
 from tellapart_training.features import Trunk
-from tellapart_training.image_stage import ImageStage, batch_features, open_image_stage
+from tellapart_training.image_stage import ImageStage, NullPicture, batch_features, open_image_stage
 from tellapart_training.loop import run_steps
 from tellapart_training.losses import (
     IGNORED,
@@ -52,7 +52,7 @@ class ReinforceObjective(nn.Module):
 
     def __init__(
         self, pair: TrainedPair, config: ReinforceConfig, terms: Mapping[str, RewardTerm],
-        *, reference: CompactPair | None = None,
+        *, reference: CompactPair | None = None, null_features: Tensor | None = None,
     ) -> None:  # fmt: skip
         """Put the objective together.
 
@@ -61,11 +61,13 @@ class ReinforceObjective(nn.Module):
             config: resolved.
             terms: of the reward, by their names in `config.reward`.
             reference: the network as it was, where `config.kl_weight` is above 0.
+            null_features: see `image_stage.NullPicture`.
         """
         super().__init__()
         self.network, self.config, self.terms = pair.network, config, terms
         self.reference, self.decode = reference, pair.tokenizer.decode
         self.weights = {name: float(getattr(config.reward, name)) for name in terms}
+        self.null = NullPicture(pair.config.image_px, config.null_probability, null_features)
         self.running = RunningMean(reset_at_levels=config.baseline_reset)
         self.stopwatch = Stopwatch("sampling", "scoring", "backward")
         self.max_new_tokens = min(config.max_new_tokens, pair.max_tokens - 1)
@@ -134,7 +136,10 @@ class ReinforceObjective(nn.Module):
             total = values["loss"] + config.kl_weight * divergence
             values.update(loss=total, reinforce_loss=loss, kl=divergence)
         if config.mle_weight:
-            caption_loss = self._cross_entropy(ids, owners, cross_kv)
+            seen = cross_kv
+            if self.null.probability:
+                seen = self.network.cross_kv(self.null(self.network, features))
+            caption_loss = self._cross_entropy(ids, owners, seen)
             total = values["loss"] + config.mle_weight * caption_loss
             values.update(loss=total, reinforce_loss=loss, caption_loss=caption_loss)
         return values
@@ -240,7 +245,9 @@ def train_reinforce(
         # Copied before any state is taken up, so that a resumed run diverges from the same network.
         reference = copy.deepcopy(pair.network).requires_grad_(False).eval()
     lora_of_run(pair.network, config.lora)
-    objective = ReinforceObjective(pair, config, parts.terms, reference=reference)
+    objective = ReinforceObjective(
+        pair, config, parts.terms, reference=reference, null_features=data.null_features
+    )
     stage = ReinforceStage(
         name="reinforce", config=config, pair=pair, objective=objective, data=data, accelerator=accelerator,
         selection=config.selection, captions=True, parts=parts, order=bag_order(config, data, accelerator),
