@@ -1,6 +1,7 @@
 """The page in a real browser: photos go in, different captions and ranks come out, nobody is called.
 
 Needs the extra `app`, playwright, and a Chromium of the system (Debian: `apt-get install chromium`).
+TELLAPART_SCREENSHOTS names a folder for pictures to look at.
 """
 
 from __future__ import annotations
@@ -86,14 +87,22 @@ def visit(address: str) -> Iterator[Visit]:
     assert visit.hosts <= {"127.0.0.1", ""}  # "" is data: and blob:
 
 
+def shoot(visit: Visit, name: str) -> None:
+    """Keep a picture to look at, where TELLAPART_SCREENSHOTS names a folder."""
+    if folder := os.environ.get("TELLAPART_SCREENSHOTS"):
+        visit.tab.wait_for_timeout(800)  # Gradio fades what it has just filled in
+        visit.tab.screenshot(path=Path(folder) / f"{name}.png")
+
+
 def test_three_photos_get_three_different_captions(visit: Visit) -> None:
-    visit.tab.set_input_files("input[type=file] >> nth=0", BAG)
+    visit.tab.set_input_files("input[type=file] >> nth=0", PHOTOS[:3])
     images = visit.tab.locator(".told img")
     sync_api.expect(images).to_have_count(3, timeout=30_000)
     texts = {images.nth(place).get_attribute("alt") for place in range(3)}
     assert len(texts) == 3
     assert all(len((text or "").split()) >= 3 for text in texts)
     sync_api.expect(visit.tab.get_by_text("confidence").first).to_be_visible()
+    shoot(visit, "page_caption")
 
 
 def test_a_bag_shows_its_ranks(visit: Visit) -> None:
@@ -104,9 +113,7 @@ def test_a_bag_shows_its_ranks(visit: Visit) -> None:
     frame = visit.tab.frame_locator("iframe.frame")
     sync_api.expect(frame.locator(".rank")).to_have_count(3, timeout=30_000)
     assert all(text.startswith("rank ") for text in frame.locator(".rank").all_inner_texts())
-    if folder := os.environ.get("TELLAPART_SCREENSHOTS"):
-        visit.tab.wait_for_timeout(500)
-        visit.tab.screenshot(path=Path(folder) / "page_bag.png")
+    shoot(visit, "page_bag")
 
 
 def test_search_puts_the_man_with_the_camera_first(visit: Visit) -> None:
@@ -117,8 +124,7 @@ def test_search_puts_the_man_with_the_camera_first(visit: Visit) -> None:
     visit.tab.get_by_role("button", name="Search").click()
     images = visit.tab.locator(".told img")
     sync_api.expect(images.first).to_have_attribute("alt", "cameraman.jpg", timeout=30_000)
-    if folder := os.environ.get("TELLAPART_SCREENSHOTS"):
-        visit.tab.screenshot(path=Path(folder) / "page_search.png")
+    shoot(visit, "page_search")
 
 
 def test_truematch_reports(visit: Visit) -> None:
@@ -128,6 +134,7 @@ def test_truematch_reports(visit: Visit) -> None:
     visit.tab.get_by_role("button", name="Measure").click()
     frame = visit.tab.frame_locator("iframe.frame")
     sync_api.expect(frame.get_by_text("recall@1").first).to_be_visible(timeout=60_000)
+    shoot(visit, "page_truematch")
 
 
 def test_the_command_serves_until_ctrl_c_and_leaves_nothing(tmp_path: Path) -> None:
