@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     """Print what was found as JSON; 1 where a promise is not kept."""
     parser = argparse.ArgumentParser(description="Try a frozen app.")
     parser.add_argument("app", type=Path, help="folder that PyInstaller made")
-    parser.add_argument("--max-mib", type=float, default=250.0)
+    parser.add_argument("--max-mib", type=float, default=238.0)  # 250 MB
     parser.add_argument("--max-window-s", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args(argv)
