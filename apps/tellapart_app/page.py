@@ -26,6 +26,12 @@ _QUIET = {
 }
 
 
+_MODES = (
+    "contrast steers each photo's words away from what the others would say; rerank takes the most telling of "
+    "several captions."
+)
+
+
 def _gradio(scratch: str) -> Any:
     """Gradio, told to be quiet before it looks at its environment."""
     os.environ.update(_QUIET, GRADIO_TEMP_DIR=scratch)
@@ -57,7 +63,7 @@ def build_page(answers: Answers, *, scratch: str) -> Any:
             dropped.change(answers.captions, dropped, told, show_progress="minimal", api_visibility="private")
         with gr.Tab("Bag"):
             alike = files("Photos that look alike")
-            mode = gr.Radio(["contrast", "rerank"], value="contrast", label="Mode")
+            mode = gr.Radio(["contrast", "rerank"], value="contrast", label="Mode", info=_MODES)
             button = gr.Button("Tell them apart", variant="primary")
             result = gr.HTML()
             button.click(answers.bag, [alike, mode], result, api_visibility="private")

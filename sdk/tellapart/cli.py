@@ -74,6 +74,9 @@ def _run(arguments: list[str]) -> int:
         # Before argparse, which would read the options of the other package as ours.
         return _hand_on(arguments[0], arguments[1:])
     parser = build_parser()
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return EXIT_USAGE
     _suggest(parser, arguments)
     args = parser.parse_args(arguments)
     logging.basicConfig(

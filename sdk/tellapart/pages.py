@@ -50,6 +50,11 @@ td.diagonal { border-color: var(--ink); } td.best { font-weight: 700; }
 """
 
 
+_CHOSEN = (
+    " The retriever had a say in these captions, so its ranks are what was optimised, not an independent score."
+)
+
+
 @dataclass(frozen=True)
 class Photo:
     """A picture as a page shows it."""
@@ -106,6 +111,7 @@ def bag_page(result: BagResult, photos: Sequence[Photo], *, mode: str, model: st
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     size = len(photos)
     found = sum(rank == 1 for rank in result.ranks)
+    chosen = "" if mode == "plain" else _CHOSEN
     cards = "\n".join(_card(result, photos[index], index) for index in range(size))
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -122,7 +128,7 @@ def bag_page(result: BagResult, photos: Sequence[Photo], *, mode: str, model: st
 {1 / size:.2f}.</p>
 <p class="soft small">Mode {escape(mode)}. The rank is the place of the own picture when the retriever sorts
 the bag by closeness to the caption, so 1 is best; the margin is how far the own picture is ahead of the best
-other one.</p>
+other one.{chosen}</p>
 <h2>Pictures and captions</h2>
 <div class="cards">
 {cards}

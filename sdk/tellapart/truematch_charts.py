@@ -16,7 +16,7 @@ from tellapart.similarity import RealArray
 
 __all__ = ["RecallBar", "hits_chart", "margin_chart", "recall_chart"]
 
-_LEFT, _TRACK, _RIGHT, _ROW = 76, 500, 64, 44
+_LEFT, _TRACK, _RIGHT, _ROW = 76, 500, 84, 44
 _PLOT_WIDTH, _PLOT_HEIGHT, _PLOT_FOOT = 320, 120, 36
 _MARGIN_BINS = 12  # on each side of zero, so that no column mixes hits and misses
 

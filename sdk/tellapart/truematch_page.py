@@ -254,8 +254,9 @@ def _section(scores: BagScores, shown: Sequence[ShownBag]) -> str:
             rows = "\n".join(_bag(bag, scores.ties) for bag in bags)
             groups.append(f"<details{state}><summary>{name} ({told})</summary>\n{rows}\n</details>")
     listed = "\n".join(groups)
+    counted = "1 bag" if len(hits) == 1 else f"{len(hits)} bags"
     return f"""<h2>Bags of {scores.size}</h2>
-<p class="soft">{len(hits)} bags; in {whole} of them every caption finds its own photo.</p>
+<p class="soft">{counted}; in {whole} of them every caption finds its own photo.</p>
 <div class="plots">
 <div class="plot"><h3>Bags by number of captions right</h3>
 {hits_chart(hits)}</div>

@@ -189,6 +189,21 @@ def test_info_of_the_embedded_bundle_fits_a_screen_and_tells_all_when_asked(
     assert "--verbose" not in whole
 
 
+def test_without_a_verb_the_list_of_them_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "caption look-alike images" in err
+
+
+def test_every_verb_of_the_sdk_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("caption", "bag", "search", "truematch", "bench", "info", "verify", "doctor"):
+        assert main([verb, "--help"]) == 0
+        said = capsys.readouterr().out.split("\n\n")[1]  # after the usage
+        assert len(said) > 60, verb
+        assert said.split(":")[0] not in ("options", "positional arguments"), verb
+
+
 def test_a_mistyped_verb_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["capton", "photo.jpg"]) == 2
     assert "did you mean `tellapart caption`?" in capsys.readouterr().err

@@ -346,11 +346,21 @@ def _add_bench(verbs: Verbs, everywhere: argparse.ArgumentParser) -> None:
 
 
 def _add_inspection(verbs: Verbs, everywhere: argparse.ArgumentParser) -> None:
-    for verb, text in (
-        ("info", "say what is inside a bundle"),
-        ("verify", "check every hash and every shape of a bundle"),
+    for verb, text, more in (
+        (
+            "info",
+            "say what is inside a bundle",
+            "What a bundle is: its parts, sizes, licence and figures. Every hash is checked first; --verbose "
+            "shows the reports of training, export and quantization.",
+        ),
+        (
+            "verify",
+            "check every hash and every shape of a bundle",
+            "Hashes of all files against the manifest, then each graph once in the runtime, its outputs "
+            "against the manifest. Exit status 1 says what is wrong and where.",
+        ),
     ):
-        parser = verbs.add_parser(verb, parents=[everywhere], help=text)
+        parser = verbs.add_parser(verb, parents=[everywhere], help=text, description=more)
         parser.set_defaults(module="tellapart.commands.inspection", inspect=verb)
         parser.add_argument(
             "bundle", nargs="?", type=Path, metavar="BUNDLE", help="default: --model, else the embedded one"
@@ -359,7 +369,10 @@ def _add_inspection(verbs: Verbs, everywhere: argparse.ArgumentParser) -> None:
     parser = verbs.add_parser(
         "doctor",
         parents=[everywhere],
-        help="say what this machine has, and the best number of threads, measured",
+        help="say what works here, what does not, and the command that mends it",
+        description="One screen: runtime, pictures, model, a caption, the cache and every extra, each tried; "
+        "what does not work comes with the one command that mends it. Then the number of threads is measured "
+        "and remembered for --threads auto.",
     )
     parser.set_defaults(module="tellapart.commands.measure", measure="doctor")
     parser.add_argument("--no-measure", action="store_true", help="leave the measurement out")
