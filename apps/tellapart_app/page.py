@@ -27,8 +27,8 @@ _QUIET = {
 
 
 _MODES = (
-    "contrast steers each photo's words away from what the others would say; rerank takes the most telling of "
-    "several captions."
+    "contrast steers each photo's words away from what the others would say; rerank takes the most telling "
+    "of several captions."
 )
 
 

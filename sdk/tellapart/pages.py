@@ -50,9 +50,8 @@ td.diagonal { border-color: var(--ink); } td.best { font-weight: 700; }
 """
 
 
-_CHOSEN = (
-    " The retriever had a say in these captions, so its ranks are what was optimised, not an independent score."
-)
+_CHOSEN = """ The retriever had a say in these captions, so its ranks are what was optimised, not an
+independent score."""
 
 
 @dataclass(frozen=True)
