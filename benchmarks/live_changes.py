@@ -1,6 +1,6 @@
 """How well the live loop tells changes of scene, and what it costs: a rendered video whose changes are known.
 
-    python benchmarks/live_changes.py PHOTOS [--scenes 24] [--every-look]
+    python benchmarks/live_changes.py PHOTOS [--scenes 24] [--every-look] [--looks-per-second 2]
 
 Every scene is a photo under a camera that sways, with noise, flickering light, and in every third scene
 somebody who walks through. Scenes change by a cut or by a cross-fade, in turns. The video plays in real
@@ -111,10 +111,12 @@ def judge(starts: Sequence[float], reported: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def watch(model: str | None, file: Path, starts: Sequence[float], *, every_look: bool) -> dict[str, Any]:
+def watch(
+    model: str | None, file: Path, starts: Sequence[float], *, every_look: bool, look_every_s: float
+) -> dict[str, Any]:
     """Play the video to the loop, then to nobody."""
     options = LiveOptions(
-        look_every_s=0.5, refresh_s=1e-6 if every_look else None, decode=DecodeOptions(beams=1)
+        look_every_s=look_every_s, refresh_s=1e-6 if every_look else None, decode=DecodeOptions(beams=1)
     )
     reported: list[float] = []
     ages: list[float] = []
@@ -149,6 +151,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--every-look", action="store_true", help="caption every look, for the cost at 2 a second"
     )
+    parser.add_argument(
+        "--looks-per-second", type=float, default=2.0, help="at most; a look waits for the next frame"
+    )
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--model", metavar="BUNDLE")
     args = parser.parse_args(argv)
@@ -160,7 +165,9 @@ def main(argv: list[str] | None = None) -> int:
         photos = [pile.read(name) for name in names]
         file = Path(scratch) / "changes.avi"
         starts = render(photos, file, scenes=args.scenes, rng=rng)
-        print(json.dumps(watch(args.model, file, starts, every_look=args.every_look)))
+        look_every_s = 1.0 / args.looks_per_second
+        found = watch(args.model, file, starts, every_look=args.every_look, look_every_s=look_every_s)
+        print(json.dumps(found))
     return 0
 
 

@@ -20,7 +20,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
-from tellapart import Captioner, LiveCaptions, LiveOptions, TellapartError
+from tellapart import Captioner, DecodeOptions, LiveCaptions, LiveOptions, TellapartError
 
 
 class CaptionNode(Node):  # type: ignore[misc]  # rclpy carries no types
@@ -38,7 +38,12 @@ class CaptionNode(Node):  # type: ignore[misc]  # rclpy carries no types
         self._live = LiveCaptions(
             self._captioner,
             self._incoming.get,
-            options=LiveOptions(look_every_s=1.0 / looks_per_second, deadline_ms=deadline_ms, stall_s=None),
+            options=LiveOptions(
+                look_every_s=1.0 / looks_per_second,
+                deadline_ms=deadline_ms,
+                stall_s=None,
+                decode=DecodeOptions(beams=1),
+            ),
         )
         self.create_subscription(Image, "image", self._on_image, 1)
         self._thread = threading.Thread(target=self._publish, daemon=True)
