@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +20,24 @@ TINY_BUNDLE = Path(__file__).parent / "data" / "tiny_bundle"
 def tiny_bundle() -> Path:
     """The committed bundle of `make_tiny_bundle.py`; copy it before changing it."""
     return TINY_BUNDLE
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """What `examples/export_and_quantize.py` makes, and what it prints: a minute; not to be changed."""
+    pytest.importorskip("torch")
+    folder, root = tmp_path_factory.mktemp("tiny"), Path(__file__).parents[1]
+    rooms = ("sdk", "training", "export", "quantization")
+    done = subprocess.run(
+        [sys.executable, root / "examples" / "export_and_quantize.py"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(str(root / room) for room in rooms)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "tiny", done.stdout
 
 
 @pytest.fixture

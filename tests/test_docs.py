@@ -1,9 +1,11 @@
 """What the pages say is true: their Python runs, their commands exist, their links lead somewhere.
 
 A block of Python is run, in the order of its page, in a folder with `photo.jpg`, `a.jpg`, `b.jpg`, `c.jpg`,
-`photos/` and `my-bundle`. A block of commands is held against the parsers, the Makefile and the extras;
-`<!-- run -->` before it has it run as well. `<!-- not run: reason -->` leaves a block to be compiled or
-checked only, `<!-- output -->` says that it is no code.
+`photos/` and `my-bundle`. A block of commands is held against the parsers, the Makefile and the extras, and
+run, in a folder with whatever it names; `pip` alone is a stand-in, as `test_wheel.py` installs. Blocks that
+name a checkpoint get the pair that `examples/train_tiny.py` trains. `<!-- not run: reason -->` leaves a block
+to be compiled or checked only, `<!-- synopsis -->` says that it lists options, `<!-- output -->` that it is
+no code.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +33,7 @@ import pytest
 
 import tellapart
 from tellapart import Captioner, DecodeOptions
+from tellapart.cli import main
 from tellapart.commands.arguments import ELSEWHERE, build_parser, verbs_of
 from tellapart.tokenizer import Tokenizer
 
@@ -214,6 +218,65 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def workshop(
+    tiny_run: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Path:
+    """A folder with what a block about training and exporting names and does not make itself."""
+    from toy_families import make_vit_gpt2
+
+    made, _ = tiny_run
+    text = request.node.callspec.params["block"].text
+    shutil.copyfile(ROOT / "samples" / "photos" / "cameraman.jpg", tmp_path / "photo.jpg")
+    # To calibrate takes all: it looks at 300 that training held back.
+    rows = (made / "captions.jsonl").read_text(encoding="utf-8").replace('"test"', '"val"').splitlines()
+    rows = rows if "calibrate" in text else rows[-150:] if "captions.jsonl" in text else rows[-48:]
+    (tmp_path / "captions.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    (tmp_path / "photos").mkdir()
+    for name in (json.loads(row)["image"] for row in rows):
+        shutil.copyfile(made / "images" / name, tmp_path / "photos" / name)
+    for name in ("photos.tar", "images.tar"):
+        if name in text:
+            with tarfile.open(tmp_path / name, "w") as pile:
+                pile.add(tmp_path / "photos", arcname=".")
+    for name, what in {
+        "CHECKPOINT": made / "run" / "best",
+        "runs/mine/mle/best": made / "run" / "best",
+        "runs/scorer/best": made / "run" / "best",
+        "my-bundle": made / "bundles" / "float",
+        "fp32": made / "bundles" / "float",
+        "mine-float": made / "bundles" / "float",
+        "my-int8": made / "bundles" / "int8",
+    }.items():
+        if name in text and f"--out {name}" not in text:
+            shutil.copytree(what, tmp_path / name)
+    if "toy_mle.toml" in text:
+        shutil.copytree(made / "init", tmp_path / "runs" / "toy_init")
+        toys = tmp_path / "runs" / "toy_data"
+        toys.mkdir()
+        (toys / "images").symlink_to(made / "images")
+        (toys / "captions.jsonl").write_text("\n".join(rows[:16]), encoding="utf-8")
+    if "HUGGING_FACE_FOLDER" in text:
+        make_vit_gpt2(tmp_path / "HUGGING_FACE_FOLDER")
+    if "--benchmark bags" in text:
+        make = [
+            "truematch",
+            "build",
+            str(tmp_path / "photos"),
+            "--out",
+            str(tmp_path / "bags"),
+            "--sizes",
+            "3",
+        ]
+        make += ["--model", str(made / "bundles" / "float"), "--max-bags", "10", "--near-duplicate", "1"]
+        assert main(make) == 0
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def names_of_the_pages() -> dict[str, Any]:
     """What a page may use without making it: `paths`, `frame`, and a `camera` that ends after ten frames."""
     from PIL import Image
@@ -243,32 +306,88 @@ def test_the_python_of_a_page_runs(page: str) -> None:
     run_page(page)
 
 
-@pytest.mark.parametrize(
-    "block", [block for block in BLOCKS if block.mark == "run" and block.language == "bash"], ids=str
-)
-def test_commands_marked_so_are_run(block: Block, desk: Path) -> None:
+def quarter_photos(folder: Path) -> None:
+    """Add the quarters of every photo, as bags of seven need more photos than there are samples."""
+    from PIL import Image
+
+    for path in sorted(folder.iterdir()):
+        with Image.open(path) as photo:
+            width, height = photo.width // 2, photo.height // 2
+            for place in range(4):
+                left, top = place % 2 * width, place // 2 * height
+                quarter = photo.crop((left, top, left + width, top + height))
+                quarter.save(folder / f"{path.stem}-{place}.jpg")
+
+
+def is_run(block: Block) -> bool:
+    """Whether a block holds commands and nothing says that it is not to be run."""
+    left_out = block.mark.startswith(("not run: ", "synopsis", "output", "real output"))
+    return not left_out and bool(list(commands_of(block)))
+
+
+def needs_training(block: Block) -> bool:
+    """Whether a verb of its commands lives outside of the SDK."""
+    verbs = {command.split(" ")[1] for command in commands_of(block) if command.startswith("tellapart ")}
+    return not verbs.isdisjoint(ELSEWHERE)
+
+
+def run_commands(block: Block, desk: Path) -> None:
+    """Run the commands of a block as a reader would paste them, at a desk that has what they name."""
     tools = desk / "tools"
     tools.mkdir()
-    shim = tools / "tellapart"
-    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tellapart "$@"\n')
-    shim.chmod(0o755)
-    environment = {
-        **os.environ,
-        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT / "sdk"),
-    }
-    if "my-benchmark" in block.text:  # bags of look-alikes are mined out of more than a bag
-        for place, name in enumerate("abc"):
-            shutil.copyfile(desk / f"{name}.jpg", desk / "photos" / f"{place}.jpg")
+    for name, line in {
+        "tellapart": f'exec "{sys.executable}" -W ignore -m tellapart "$@"',
+        "python": f'exec "{sys.executable}" -W ignore "$@"',
+        "pip": "exit 0",
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tools / name).chmod(0o755)
+    (desk / "runs").mkdir(exist_ok=True)
+    for name in ("samples", "examples", "benchmarks", "training", "weights.txt"):
+        (desk / name).symlink_to(ROOT / name)
+    rooms = ("sdk", "training", "export", "quantization", "apps")
     done = subprocess.run(
-        ["bash", "-e", "-c", block.text],
+        ["bash", "-e", "-o", "pipefail", "-c", "\n".join(commands_of(block))],
         cwd=desk,
-        env=environment,
+        env={
+            **os.environ,
+            "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": os.pathsep.join(str(ROOT / room) for room in rooms),
+        },
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, marks=[pytest.mark.slow] if "python benchmarks/" in block.text else [])
+        for block in BLOCKS
+        if is_run(block) and not needs_training(block)
+    ],
+    ids=str,
+)
+def test_commands_of_the_sdk_are_run(block: Block, desk: Path) -> None:
+    for name in ("my-int8", "OTHER_BUNDLE"):
+        shutil.copytree(desk / "my-bundle", desk / name)
+    if "truematch" in block.text:
+        quarter_photos(desk / "photos")
+    if "truematch run DIR" in block.text:
+        assert main(["truematch", "build", "photos", "--out", "DIR", "--sizes", "3"]) == 0
+        names = {path.name: "a man with a camera" for path in Path("photos").iterdir()}
+        Path("captions.json").write_text(json.dumps(names), encoding="utf-8")
+    run_commands(block, desk)
+
+
+@pytest.mark.train
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if is_run(block) and needs_training(block)], ids=str
+)
+def test_commands_of_training_are_run(block: Block, workshop: Path) -> None:
+    run_commands(block, workshop)
 
 
 @pytest.mark.usefixtures("desk")

@@ -116,11 +116,9 @@ def test_bench_device_measures(tmp_path: Path) -> None:
 
 
 @pytest.mark.train
-def test_a_tiny_pair_is_trained_exported_and_quantized(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    out = run_example("export_and_quantize", folder=tmp_path)
+def test_a_tiny_pair_is_trained_exported_and_quantized(tiny_run: tuple[Path, str]) -> None:
+    root, out = tiny_run
     assert "of tokens agree" in out
-    root = tmp_path / "runs" / "tiny"
     rows = [json.loads(line) for line in (root / "captions.jsonl").read_text().splitlines()]
     unseen = [row for row in rows if row["split"] == "test"]
     with Captioner.open(root / "bundles" / "int8") as captioner:
