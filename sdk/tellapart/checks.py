@@ -153,7 +153,7 @@ def _int8(cpu_flags: tuple[str, ...]) -> Check:
     return Check(
         name="8-bit",
         works=False,
-        finding="the processor is not known to multiply 8-bit numbers quickly: captions will be slower",
+        finding="the processor is not known to multiply 8-bit numbers: captions are slower, some differ",
         needed=False,
     )
 
