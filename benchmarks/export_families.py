@@ -93,6 +93,37 @@ def make_clipcap(folder: Path) -> None:
     save_clipcap(folder, model)
 
 
+def make_smolvlm(folder: Path) -> None:
+    """SmolVLM-256M: a SigLIP of 512 px, SmolLM2-135M, 64 vectors a picture."""
+    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
+
+    from toy_families import SMOLVLM_MARKS, write_processor, write_smolvlm_words
+
+    size = write_smolvlm_words(folder)
+    start, pad, _, _, image, end = range(size - len(SMOLVLM_MARKS), size)
+    text = {
+        "model_type": "llama", "vocab_size": 49280, "hidden_size": 576, "intermediate_size": 1536,
+        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "rope_theta": 100000.0,
+        "rms_norm_eps": 1e-5, "max_position_embeddings": 8192, "bos_token_id": start, "eos_token_id": end,
+        "pad_token_id": pad,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "image_size": 512, "patch_size": 16,
+    }  # fmt: skip
+    model = SmolVLMForConditionalGeneration(
+        SmolVLMConfig(
+            text_config=text, vision_config=vision, scale_factor=4, image_token_id=image, pad_token_id=pad
+        )
+    )
+    model.generation_config.update(bos_token_id=start, eos_token_id=end, pad_token_id=pad)
+    _save(model, folder)
+    write_processor(
+        folder, "SmolVLMImageProcessor", size={"longest_edge": 2048}, max_image_size={"longest_edge": 512},
+        do_image_splitting=True, do_pad=True, resample=1, image_mean=[0.5] * 3, image_std=[0.5] * 3,
+    )  # fmt: skip
+
+
 def make_clip(folder: Path) -> None:
     """CLIP ViT-B/32."""
     from transformers import CLIPConfig, CLIPModel
@@ -124,6 +155,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "blip": make_blip,
     "git": make_git,
     "clipcap": make_clipcap,
+    "smolvlm": make_smolvlm,
     "clip": make_clip,
     "siglip": make_siglip,
 }

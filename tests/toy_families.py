@@ -9,6 +9,14 @@ from typing import Any
 import pytest
 
 MERGES = ("Ġ a", "t h", "th e", "Ġ the", "d o", "do g", "Ġ dog", "r u", "ru n", "i n", "in g", "Ġ r", "u n")
+SMOLVLM_MARKS = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<fake_token_around_image>",
+    "<global-img>",
+    "<image>",
+    "<end_of_utterance>",
+)
 CLIP_MERGES = ("d o", "do g</w>", "t h", "th e</w>", "r u", "ru n", "i n", "in g</w>", "a t</w>")
 
 
@@ -39,6 +47,31 @@ def write_pairs(folder: Path, pieces: list[str], merges: tuple[str, ...]) -> Non
     assert len(table) == len(pieces)
     (folder / "vocab.json").write_text(json.dumps(table), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+
+
+def write_smolvlm_words(folder: Path) -> int:
+    """GPT-2's bytes and merges with each digit a word, SmolVLM's marks behind them, and a chat template."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    from tellapart.byte_pairs import byte_signs
+
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = [*byte_signs(), *dict.fromkeys(pair.replace(" ", "") for pair in MERGES)]
+    table = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab=table, merges=[tuple(pair.split(" ")) for pair in MERGES]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in SMOLVLM_MARKS])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = (
+        "<|im_start|>{% for message in messages %}{{ message.role | capitalize }}:"
+        "{% for part in message.content %}{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}"
+        "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+    )
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}), encoding="utf-8")
+    return len(pieces) + len(SMOLVLM_MARKS)
 
 
 def write_bert_words(folder: Path) -> int:
@@ -166,6 +199,37 @@ def make_git(folder: Path) -> Path:
     model.generation_config.update(max_length=14)
     model.save_pretrained(folder, safe_serialization=True)
     write_clip_processor(folder)
+    return folder
+
+
+def make_smolvlm(folder: Path, kind: str = "SmolVLM") -> Path:
+    """SmolVLM at 32 px, or Idefics3: four image tokens, two query heads to a head of keys and values."""
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    size = write_smolvlm_words(folder)
+    start, pad, _, _, image, end = range(size - len(SMOLVLM_MARKS), size)
+    text = {
+        "model_type": "llama", "vocab_size": size, "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 1000.0,
+        "max_position_embeddings": 160, "bos_token_id": start, "eos_token_id": end, "pad_token_id": pad,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 32, "patch_size": 8,
+    }  # fmt: skip
+    config = getattr(transformers, f"{kind}Config")(
+        text_config=text, vision_config=vision, scale_factor=2, image_token_id=image, pad_token_id=pad
+    )
+    torch.manual_seed(9)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
+    liven(model)
+    model.generation_config.update(bos_token_id=start, eos_token_id=end, pad_token_id=pad, max_new_tokens=14)
+    model.save_pretrained(folder, safe_serialization=True)
+    write_processor(
+        folder, f"{kind}ImageProcessor", size={"longest_edge": 64}, max_image_size={"longest_edge": 32},
+        do_image_splitting=True, do_pad=True, resample=1, image_mean=[0.5] * 3, image_std=[0.5] * 3,
+    )  # fmt: skip
     return folder
 
 

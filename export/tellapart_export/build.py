@@ -80,6 +80,9 @@ class ExportOptions:
     max_new_tokens: int | None = None
     """Likewise: most pieces of a caption."""
 
+    prompt: str = ""
+    """What a network that is asked a question is asked with every picture; "" is its family's own."""
+
     card: Path | None = None
     """Model card to put in; a short one is written without it."""
 
@@ -130,7 +133,7 @@ def export_bundle(checkpoint: str | Path, out: Path, options: ExportOptions | No
             load_openvino()  # now, before minutes of work find out
         if "coreml" in options.targets:
             load_coremltools()
-        subject = open_checkpoint(fetch_checkpoint(checkpoint))
+        subject = open_checkpoint(fetch_checkpoint(checkpoint), options.prompt)
         manifest = _describe(subject, options, checkpoint=str(checkpoint))
         for source in subject.graphs:
             if set(options.targets) != {"coreml"}:

@@ -57,6 +57,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="likewise; weight of the retriever among the beams",
     )
+    parser.add_argument(
+        "--prompt",
+        default="",
+        metavar="TEXT",
+        help="what a network that is asked a question (SmolVLM) is asked with every picture",
+    )
     parser.add_argument("--card", type=Path, metavar="FILE", help="model card to put into the bundle")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     return parser
@@ -78,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         max_new_tokens=args.max_new_tokens,
         length_penalty=args.length_penalty,
         rerank=args.rerank,
+        prompt=args.prompt,
         card=args.card,
         overwrite=args.overwrite,
     )

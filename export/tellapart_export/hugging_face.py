@@ -25,9 +25,10 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.ckpt", "pytorch_model.pt")
-_WANTED = ("*.json", "*.safetensors", "*.txt", "README.md")
+_WANTED = ("*.json", "*.safetensors", "*.txt", "*.jinja", "README.md")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_MOST_NEW_TOKENS = 64  # a caption; a language model's own limit of a thousand is no default for one
+MOST_NEW_TOKENS = 64
+"""Of a caption; a language model's own limit of a thousand is no default for one."""
 
 
 def fetch_checkpoint(name: str | Path) -> Path:
@@ -188,7 +189,7 @@ def read_decoding(settings: Any, *, longest: int) -> tuple[Decoding, list[str]]:
         The page, and the names of settings that the device's decoding does not know, for the report.
     """
     limit = settings.max_new_tokens or (settings.max_length or 21) - 1
-    most = max(1, min(limit, longest, _MOST_NEW_TOKENS))
+    most = max(1, min(limit, longest, MOST_NEW_TOKENS))
     fewest = settings.min_new_tokens or max(0, (settings.min_length or 0) - 1)
     page = Decoding(
         max_new_tokens=most,

@@ -34,7 +34,7 @@ class Words:
 
     folder: Path
     kind: str
-    """"wordpiece", "byte_bpe", "clip_bpe" or "unigram"."""
+    """"wordpiece", "byte_bpe", "digit_bpe", "clip_bpe" or "unigram"."""
     pieces: tuple[str, ...]
     merges: tuple[str, ...]
     lowercase: bool
@@ -180,6 +180,7 @@ def reference_tokenizer(folder: Path, kind: str) -> Any:
     name = {
         "wordpiece": "BertTokenizerFast",
         "byte_bpe": "GPT2TokenizerFast",
+        "digit_bpe": "GPT2TokenizerFast",
         "clip_bpe": "CLIPTokenizerFast",
         "unigram": "SiglipTokenizer",
     }[kind]
@@ -201,7 +202,7 @@ def _from_tokenizer_json(folder: Path) -> Words:
         return _wordpieces(folder, model["vocab"], added, lowercase=bool(normalizer.get("lowercase", True)))
     if kind == "BPE" and not model.get("byte_fallback"):
         merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
-        return _pairs(folder, model["vocab"], merges, added)
+        return _pairs(folder, model["vocab"], merges, added, digits=_cuts_digits(page.get("pre_tokenizer")))
     raise CheckpointError(
         f"{folder}: its tokenizer is of the kind {kind!r}, and the device reads WordPiece, byte pairs as "
         f"GPT-2 and CLIP have them, and unigrams from a {SENTENCEPIECE}"
@@ -214,10 +215,24 @@ def _wordpieces(
     return Words(folder, "wordpiece", _in_order(folder, {**added, **pieces}), (), lowercase)
 
 
-def _pairs(folder: Path, pieces: Mapping[str, int], merges: list[str], added: Mapping[str, int]) -> Words:
-    kind = "clip_bpe" if any(piece.endswith(WORD_END) for piece in pieces) else "byte_bpe"
+def _pairs(
+    folder: Path,
+    pieces: Mapping[str, int],
+    merges: list[str],
+    added: Mapping[str, int],
+    *,
+    digits: bool = False,
+) -> Words:
+    kind = "digit_bpe" if digits else "byte_bpe"
+    kind = "clip_bpe" if any(piece.endswith(WORD_END) for piece in pieces) else kind
     lines = tuple(line for line in merges if line and not line.startswith("#version"))
     return Words(folder, kind, _in_order(folder, {**added, **pieces}), lines, kind == "clip_bpe")
+
+
+def _cuts_digits(rule: Any) -> bool:
+    """Whether digits become words of their own first; what else a rule does is found out by `check_words`."""
+    rules = rule.get("pretokenizers", []) if isinstance(rule, Mapping) else []
+    return any(step.get("type") == "Digits" and step.get("individual_digits") for step in rules)
 
 
 def _unigrams(folder: Path) -> Words:

@@ -2,7 +2,8 @@
 
 Both spell a text in bytes, each byte written as one printable sign, and join neighbours in the order of a
 list of merges. They differ in how a text is first cut into words: GPT-2 keeps spaces as the first sign of a
-word, so any text comes back as it was; CLIP folds case and spaces and marks the end of a word with "</w>".
+word, so any text comes back as it was (in SmolLM2's variant each digit is a word of its own); CLIP folds case
+and spaces and marks the end of a word with "</w>".
 
 As in the WordPiece of `tellapart.tokenizer`, a mark such as "<|endoftext|>" typed by a user is text here.
 """
@@ -24,6 +25,7 @@ WORD_END = "</w>"
 # The words of both tokenizers' patterns, over a string of classes: L letter, N number, O other sign, " "
 # the plain space, s any other space. Python's `re` knows no \p{L}, and its \d and \w are other sets.
 _GPT2_WORDS = re.compile(r" ?L+| ?N+| ?O+|[ s]+(?![LNO])|[ s]+")
+_DIGIT_WORDS = re.compile(r" ?L+|N| ?O+|[ s]+(?![LO])|[ s]+")
 _CLIP_WORDS = re.compile(r"L+|N|O+")
 _CONTRACTION = re.compile(r"'(?:s|t|re|ve|m|ll|d)")
 _NOT_SPACE = frozenset("\x1c\x1d\x1e\x1f")  # `str.isspace` counts them, Unicode's White_Space does not
@@ -46,6 +48,7 @@ class BytePairTokenizer(Tokenizer):
         self._signs = byte_signs()
         self._bytes = {sign: byte for byte, sign in enumerate(self._signs)}
         self._is_clip = vocabulary.kind == "clip_bpe"
+        self._pattern = {"clip_bpe": _CLIP_WORDS, "digit_bpe": _DIGIT_WORDS}.get(vocabulary.kind, _GPT2_WORDS)
         self._ranks: dict[tuple[str, str], int] = {}
         for number, line in enumerate(merges, start=1):
             if line.startswith("#version") or not line:
@@ -62,7 +65,7 @@ class BytePairTokenizer(Tokenizer):
         """A tokenizer from the text of its two files.
 
         Args:
-            vocabulary: the manifest's page; its kind is "byte_bpe" (GPT-2) or "clip_bpe".
+            vocabulary: the manifest's page; its kind is "byte_bpe" (GPT-2), "digit_bpe" or "clip_bpe".
             pieces: one piece a line, in the order of ids.
             merges: two pieces a line, those that are joined first at the top.
 
@@ -108,10 +111,9 @@ class BytePairTokenizer(Tokenizer):
             # Letter by letter: the lower case of a whole word knows a final sigma, CLIP's does not.
             text = "".join(letter.lower() for letter in text)
         classes = "".join(map(_class_of, text))
-        pattern = _CLIP_WORDS if self._is_clip else _GPT2_WORDS
         place = 0
         while place < len(text):
-            found = _CONTRACTION.match(text, place) or pattern.match(classes, place)
+            found = _CONTRACTION.match(text, place) or self._pattern.match(classes, place)
             if found is None:  # a space, which CLIP drops
                 place += 1
                 continue

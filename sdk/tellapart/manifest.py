@@ -35,7 +35,8 @@ _SEEN = {"captioner": "cross_kv", "retriever": "embedding"}  # what each needs o
 ROLES = ("vision", "decoder", "text")
 TARGETS = ("onnx", "openvino", "coreml")
 RESIZES = ("squash", "crop")
-VOCABULARIES = ("wordpiece", "byte_bpe", "clip_bpe", "unigram")
+BYTE_PAIRS = ("byte_bpe", "digit_bpe", "clip_bpe")
+VOCABULARIES = ("wordpiece", *BYTE_PAIRS, "unigram")
 FILTERS = ("bilinear", "bicubic", "lanczos")
 DTYPES = ("bool", "uint8", "int8", "int32", "int64", "float16", "float32")
 
@@ -55,7 +56,8 @@ class Preprocessing:
     """"squash" bends the whole image into the square; "crop" fits the short side, then cuts the centre."""
 
     resize_px: int = 0
-    """With "crop": what the short side is fitted to before the centre is cut; 0 is `image_px`."""
+    """With "crop": what the short side is fitted to before the centre is cut; 0 is `image_px`. With "squash":
+    what the long side is fitted to before the whole is bent, as Idefics3 has it; 0 is nothing of the kind."""
 
     filter: str = "bicubic"
     """Pillow's resampling filter: bilinear, bicubic or lanczos."""
@@ -82,11 +84,10 @@ class Preprocessing:
         for name, value, known in (("resize", self.resize, RESIZES), ("filter", self.filter, FILTERS)):
             if value not in known:
                 raise ManifestError(f"preprocessing.{name} must be one of {', '.join(known)}, got {value!r}")
-        if self.resize_px and (self.resize != "crop" or not self.image_px <= self.resize_px <= _MAX_IMAGE_PX):
+        if self.resize_px and not self.image_px <= self.resize_px <= _MAX_IMAGE_PX:
             raise ManifestError(
-                f"preprocessing.resize_px goes with resize 'crop' and is 0 or from image_px {self.image_px} "
-                f"to "
-                f"{_MAX_IMAGE_PX}, got {self.resize_px} with {self.resize!r}"
+                f"preprocessing.resize_px must be 0 or from image_px {self.image_px} to {_MAX_IMAGE_PX}, "
+                f"got {self.resize_px}"
             )
         if len(self.mean) != 3 or len(self.std) != 3:
             raise ManifestError("preprocessing.mean and .std must have three numbers each, one per channel")
@@ -102,10 +103,11 @@ class Vocabulary:
     """One piece a line, its id is its line number from 0."""
 
     kind: str = "wordpiece"
-    """"wordpiece" (BERT), "byte_bpe" (GPT-2), "clip_bpe" (CLIP) or "unigram" (SentencePiece as SigLIP)."""
+    """"wordpiece" (BERT), "byte_bpe" (GPT-2), "digit_bpe" (GPT-2, each digit a word, as SmolLM2), "clip_bpe"
+    (CLIP) or "unigram" (SentencePiece as SigLIP)."""
 
     merges: str = ""
-    """File of the pairs that are joined, best first; only for the two kinds of byte pairs."""
+    """File of the pairs that are joined, best first; only for the kinds of byte pairs."""
 
     scores: str = ""
     """File of the pieces' log-probabilities, one a line; only for unigrams."""
@@ -330,7 +332,7 @@ def _read_vocabulary(section: Section) -> Vocabulary:
     special = (vocabulary.pad, vocabulary.unknown, vocabulary.start, vocabulary.end)
     if vocabulary.kind == "wordpiece" and len(set(special)) != len(special):
         raise section.error("pad", f"and the other special pieces must all differ, got {list(special)}")
-    if (vocabulary.kind in ("byte_bpe", "clip_bpe")) != bool(vocabulary.merges):
+    if (vocabulary.kind in BYTE_PAIRS) != bool(vocabulary.merges):
         raise section.error("merges", f"is a file for byte pairs alone, and the kind is {vocabulary.kind}")
     if (vocabulary.kind == "unigram") != bool(vocabulary.scores):
         raise section.error("scores", f"is a file for unigrams alone, and the kind is {vocabulary.kind}")

@@ -44,6 +44,8 @@ def to_input(rgb: PixelArray, preprocessing: Preprocessing) -> PixelArray | Floa
     square = rgb
     if preprocessing.resize == "crop":
         square = _crop(rgb, side, fit=preprocessing.resize_px or side, kind=preprocessing.filter)
+    elif preprocessing.resize_px:
+        square = _resize(rgb, *_long_side_to(preprocessing.resize_px, rgb), preprocessing.filter)
     square = _resize(square, side, side, preprocessing.filter)
     if preprocessing.in_graph:
         return np.array(square, np.uint8, order="C")  # a copy, even where nothing had to be done
@@ -61,6 +63,15 @@ def _crop(rgb: PixelArray, side: int, *, fit: int, kind: str) -> PixelArray:
         height, width = rgb.shape[:2]
     rgb = _resize(rgb, fit * height // short, fit * width // short, kind)
     return _middle(rgb, side, side)
+
+
+def _long_side_to(longest: int, rgb: PixelArray) -> tuple[int, int]:
+    """Height and width with the long side fitted; the short one is rounded as Idefics3's processor does."""
+    height, width = rgb.shape[:2]
+    ratio = width / height
+    short = int(longest / ratio if width >= height else longest * ratio)
+    short = max(short + short % 2, 1)
+    return (short, longest) if width >= height else (longest, short)
 
 
 def _middle(rgb: PixelArray, height: int, width: int) -> PixelArray:

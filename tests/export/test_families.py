@@ -29,7 +29,15 @@ from tellapart.cli import main  # noqa: E402
 from tellapart.errors import BundleError, CheckpointError, ParityError, UsageError  # noqa: E402
 from tellapart_export.build import ExportOptions, export_bundle  # noqa: E402
 from tellapart_export.families import FAMILIES, open_checkpoint  # noqa: E402
-from toy_families import make_blip, make_clip, make_clipcap, make_git, make_siglip, make_vit_gpt2  # noqa: E402
+from toy_families import (  # noqa: E402
+    make_blip,
+    make_clip,
+    make_clipcap,
+    make_git,
+    make_siglip,
+    make_smolvlm,
+    make_vit_gpt2,
+)
 
 pytestmark = pytest.mark.train
 ROOT = Path(__file__).parents[2]
@@ -40,6 +48,7 @@ CAPTIONERS = {
     "blip": make_blip,
     "git": make_git,
     "clipcap": make_clipcap,
+    "smolvlm": make_smolvlm,
 }
 TARGETS = ("onnx", "openvino") if importlib.util.find_spec("openvino") else ("onnx",)
 MAKERS = {**CAPTIONERS, "clip": make_clip, "siglip": make_siglip}
@@ -75,6 +84,8 @@ def generated(family: str, folder: Path, banned: list[int], longest: int) -> lis
         return [
             list(row) for row in clipcap.generate(pixels, stop_ids=stops, beams=1, max_new_tokens=longest)
         ]
+    if family == "smolvlm":
+        return answered(folder, photos, banned, longest)
     processor = transformers.AutoImageProcessor.from_pretrained(folder, use_fast=False)
     pixels = processor(photos, return_tensors="pt")["pixel_values"]
     name = {
@@ -94,6 +105,28 @@ def generated(family: str, folder: Path, banned: list[int], longest: int) -> lis
     end = 3 if family in ("blip", "git") else model.generation_config.eos_token_id
     rows = [row[1:].tolist() for row in found]
     return [row[: row.index(end)] if end in row else row for row in rows]
+
+
+def answered(folder: Path, photos: list[Any], banned: list[int], longest: int) -> list[list[int]]:
+    """Greedy answers of a SmolVLM to its default question, prompt written out by hand."""
+    words = transformers.GPT2TokenizerFast.from_pretrained(folder)
+    around = "<fake_token_around_image>"
+    picture = f"{around}<global-img>{'<image>' * 4}{around}"
+    question = "Describe this image in one short sentence."
+    text = f"<|im_start|>User:{picture}{question}<end_of_utterance>\nAssistant:"
+    ids = torch.tensor([words(text)["input_ids"]])
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, use_fast=False)
+    model = transformers.SmolVLMForConditionalGeneration.from_pretrained(folder).eval()
+    end, rows = model.generation_config.eos_token_id, []
+    for photo in photos:
+        pixels = processor(photo, return_tensors="pt", do_image_splitting=False)["pixel_values"]
+        found = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, max_new_tokens=longest,
+            do_sample=False, suppress_tokens=banned,
+        )  # fmt: skip
+        row = found[0, ids.shape[1] :].tolist()
+        rows.append(row[: row.index(end)] if end in row else row)
+    return rows
 
 
 @pytest.mark.parametrize("family", CAPTIONERS)

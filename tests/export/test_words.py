@@ -15,7 +15,13 @@ pytest.importorskip("transformers")
 
 from tellapart.errors import CheckpointError, ParityError
 from tellapart_export.words import Words, check_words, device_tokenizer, read_words, reference_tokenizer
-from toy_families import write_bert_words, write_clip_words, write_gpt2_words, write_sentencepiece
+from toy_families import (
+    write_bert_words,
+    write_clip_words,
+    write_gpt2_words,
+    write_sentencepiece,
+    write_smolvlm_words,
+)
 
 pytestmark = pytest.mark.train
 WRITERS = {"byte_bpe": write_gpt2_words, "clip_bpe": write_clip_words, "wordpiece": write_bert_words}
@@ -45,6 +51,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for old in ("vocab.json", "merges.txt", "vocab.txt"):
             (base / f"{kind}-new" / old).unlink(missing_ok=True)
     write_sentencepiece(base / "unigram")
+    write_smolvlm_words(base / "digit_bpe")
     return {path.name: path for path in base.iterdir()}
 
 
@@ -55,7 +62,7 @@ def test_both_ways_of_storing_words_are_read_alike(kind: str, folders: dict[str,
     assert check_words(old, *page(old)) == check_words(new, *page(new)) == 6
 
 
-@pytest.mark.parametrize("kind", ["byte_bpe", "clip_bpe", "unigram"])
+@pytest.mark.parametrize("kind", ["byte_bpe", "digit_bpe", "clip_bpe", "unigram"])
 def test_texts_are_cut_alike(kind: str, folders: dict[str, Path]) -> None:
     words = read_words(folders[kind])
     ours, theirs = device_tokenizer(*page(words)), reference_tokenizer(folders[kind], kind)
@@ -67,7 +74,7 @@ def test_texts_are_cut_alike(kind: str, folders: dict[str, Path]) -> None:
         assert given_ids == theirs(text, add_special_tokens=False)["input_ids"], unicodedata.name(
             text[0], "?"
         )
-        if kind == "byte_bpe":
+        if kind in ("byte_bpe", "digit_bpe"):
             said = theirs.decode(given_ids, clean_up_tokenization_spaces=False)
             assert ours.decode(given_ids) == said.strip()
 

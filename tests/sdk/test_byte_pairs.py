@@ -46,6 +46,15 @@ def test_words_of_gpt2() -> None:
     assert tokenizer.encode("dog")[0] == tokenizer.start_id == tokenizer.end_id == tokenizer.encode("dog")[-1]
 
 
+def test_digits_are_words_of_their_own() -> None:
+    pieces = [*byte_signs(), *(pair.replace(" ", "") for pair in [*GPT2_MERGES, "1 2", "Ġ 1"]), END]
+    page = Vocabulary(kind="digit_bpe", merges="merges.txt", lowercase=False, **ONE_MARK)
+    merges = "\n".join([*GPT2_MERGES, "1 2", "Ġ 1", "Ġ Ġ"])
+    tokenizer = BytePairTokenizer.from_files(page, "\n".join([*pieces, "ĠĠ"]), merges)
+    assert tokenizer.pieces("a  12 dog's") == ["a", "ĠĠ", "1", "2", "Ġdog", "'s"]
+    assert tokenizer.decode(tokenizer.encode("at 3:30, 12 dogs")) == "at 3:30, 12 dogs"
+
+
 def test_words_of_clip() -> None:
     tokenizer = clip()
     assert tokenizer.pieces("Dog's \n DOG 12") == ["dog</w>", "'s</w>", "dog</w>", "1</w>", "2</w>"]

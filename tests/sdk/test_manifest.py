@@ -138,7 +138,7 @@ def same_role_twice(page):
             put("vocabulary", {**WORDS, "kind": "clip_bpe", "merges": "merges.txt"}),
             "names 'merges.txt' for the merges, and its files do not",
         ),
-        (put("preprocessing", "resize_px", 20), "resize_px goes with resize 'crop'"),
+        (put("preprocessing", "resize_px", 8), "resize_px must be 0 or from image_px 16"),
         (put("graphs", 0, "outputs", 0, "name", "kv"), "captioner, and its vision .* no output 'cross_kv'"),
         (put("graphs", 0, "outputs", 1, "name", "row"), "retriever, and its vision .* no output 'embedding'"),
         (

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tellapart.errors import MissingExtraError, ShapeError
 from tellapart.manifest import Preprocessing
@@ -128,6 +129,19 @@ def test_crop_out_of_a_larger_fit(generator):
     got = to_input(image, page)
     assert got.shape == (24, 24, 3)
     assert largest_gap(got, whole[4:28, 13:37]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("size", "between"),
+    # Of transformers' SmolVLM processor: 40 / 80 * 50 is 25, made even; the strip's 0.02 is at least 1.
+    [((50, 80), (26, 40)), ((80, 50), (40, 26)), ((1, 2000), (1, 40)), ((16, 16), (40, 40))],
+)
+def test_the_long_side_first_and_then_bent(size, between, generator):
+    image = generator.integers(0, 256, (*size, 3)).astype(np.uint8)
+    page = Preprocessing(image_px=16, resize="squash", resize_px=40, filter="lanczos")
+    picture = Image.fromarray(image).resize(between[::-1], Image.Resampling.LANCZOS)
+    wanted = np.asarray(picture.resize((16, 16), Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(to_input(image, page), wanted)
 
 
 def test_a_long_strip_is_cut_before_it_is_enlarged():

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tellapart.errors import CheckpointError
+from tellapart.errors import CheckpointError, UsageError
 from tellapart_export.subject import Subject
 
 FAMILIES = {
@@ -24,25 +24,37 @@ FAMILIES = {
     "clip": "clip",
     "siglip": "siglip",
     "clipcap": "clipcap",
+    "smolvlm": "smolvlm",
+    "idefics3": "smolvlm",
 }
 """What `config.json` calls an architecture -> the module that knows it."""
+
+PROMPTED = ("smolvlm", "idefics3")
+"""Those that are asked a question with the picture."""
 
 GUIDE = "docs/add_a_family.md"
 
 
-def open_checkpoint(folder: Path) -> Subject:
+def open_checkpoint(folder: Path, prompt: str = "") -> Subject:
     """Load a checkpoint of any known family.
 
     Args:
         folder: with a `config.json`; of ours or as Hugging Face's libraries write it.
+        prompt: the question of families that are asked one; "" is the family's own.
 
     Raises:
         CheckpointError: no checkpoint there, half of one, damaged, or of an architecture that nobody added
-        yet.
+            yet.
+        UsageError: a prompt for a family that takes none.
     """
     name = find_family(folder)
+    if prompt and name not in PROMPTED:
+        raise UsageError(
+            f"a prompt is for networks that are asked a question ({', '.join(PROMPTED)}), and {folder} is of "
+            f"the family {name!r}; leave it out"
+        )
     module: Any = import_module(f"{__name__}.{FAMILIES[name]}")
-    subject: Subject = module.open_checkpoint(folder)
+    subject: Subject = module.open_checkpoint(folder, *([prompt] if prompt else []))
     return subject
 
 

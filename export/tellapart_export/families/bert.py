@@ -33,16 +33,23 @@ def finish(layer: Any, x: Tensor) -> Tensor:
 def attend_with_prefix(
     query: Tensor, image: tuple[Tensor, Tensor], words: tuple[Tensor, Tensor], barred: Tensor | None = None
 ) -> Tensor:
+    """As `share_attention`, heads merged: query (b, H, 1, D) -> (b, 1, H * D)."""
+    return merge_heads(share_attention(query, image, words, barred))
+
+
+def share_attention(
+    query: Tensor, image: tuple[Tensor, Tensor], words: tuple[Tensor, Tensor], barred: Tensor | None = None
+) -> Tensor:
     """One softmax over image and words, without copying the image's keys and values at every token.
 
     Args:
-        query: (b, H, 1, D).
+        query: (b, H, T, D).
         image: keys and values (b, H, N, D).
         words: keys and values (b, H, P + 1, D).
         barred: (1, P + 1) float, added to the scores of the words.
 
     Returns:
-        (b, 1, H * D).
+        (b, H, T, D).
     """
     scaled = query * query.shape[-1] ** -0.5
     scores = [torch.matmul(scaled, keys.transpose(-1, -2)) for keys, _ in (image, words)]
@@ -50,8 +57,7 @@ def attend_with_prefix(
         scores[1] = scores[1] + barred
     shares = torch.cat(scores, -1).softmax(-1)
     count = image[0].shape[2]
-    seen = torch.matmul(shares[..., :count], image[1]) + torch.matmul(shares[..., count:], words[1])
-    return merge_heads(seen)
+    return torch.matmul(shares[..., :count], image[1]) + torch.matmul(shares[..., count:], words[1])
 
 
 def refuse_relative_positions(config: Any, folder: Any) -> None:
