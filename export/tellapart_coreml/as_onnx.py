@@ -325,6 +325,16 @@ def _silu(w: _Writer, out: list[str]) -> None:
     w.node("Mul", [w.tensor("x"), w.add("Sigmoid", [w.tensor("x")])], out)
 
 
+def _rsqrt(w: _Writer, out: list[str]) -> None:
+    epsilon = w.store(np.asarray(w.constant("epsilon", 1e-12), np.float32))
+    w.node("Reciprocal", [w.add("Sqrt", [w.add("Add", [w.tensor("x"), epsilon])])], out)
+
+
+def _square(w: _Writer, out: list[str]) -> None:
+    x = w.tensor("x")
+    w.node("Mul", [x, x], out)
+
+
 def _reduce(w: _Writer, out: list[str]) -> None:
     inputs = [w.tensor("x")] + ([w.list(w.wholes("axes"))] if w.has("axes") else [])
     w.node(_REDUCTIONS[w._operation.kind], inputs, out, keepdims=w.whole("keep_dims"))
@@ -366,6 +376,8 @@ _WRITERS: dict[str, Callable[[_Writer, list[str]], None]] = {
     "layer_norm": _layer_norm,
     "gelu": _gelu,
     "silu": _silu,
+    "rsqrt": _rsqrt,
+    "square": _square,
     "reduce_argmax": _argmax,
     "tile": _tile,
     "fill_like": _fill_like,

@@ -34,7 +34,15 @@ from tellapart_export.families import open_checkpoint  # noqa: E402
 from tellapart_export.parity import check_graph, feeds_for  # noqa: E402
 from tellapart_export.pictures import drawn_pictures  # noqa: E402
 from tellapart_export.to_coreml import coreml_spec, write_coreml  # noqa: E402
-from toy_families import make_blip, make_clip, make_clipcap, make_git, make_siglip, make_vit_gpt2  # noqa: E402
+from toy_families import (  # noqa: E402
+    make_blip,
+    make_clip,
+    make_clipcap,
+    make_git,
+    make_siglip,
+    make_smolvlm,
+    make_vit_gpt2,
+)
 
 pytestmark = pytest.mark.train
 SAMPLES = Path(__file__).parents[2] / "samples" / "photos"
@@ -96,7 +104,9 @@ def graph_alone(source: Any, subject: Any, folder: Path, *, half: bool = False) 
     return CoremlSession(spec, run_elsewhere(program), where="here", pad_id=subject.pad_id)
 
 
-@pytest.mark.parametrize("make", [make_vit_gpt2, make_blip, make_git, make_clipcap, make_clip, make_siglip])
+@pytest.mark.parametrize(
+    "make", [make_vit_gpt2, make_blip, make_git, make_clipcap, make_smolvlm, make_clip, make_siglip]
+)
 def test_every_family_converts(make: Any, tmp_path: Path) -> None:
     pytest.importorskip("coremltools", reason="the extra coreml is not installed")
     subject = dataclasses.replace(open_checkpoint(make(tmp_path / "checkpoint")), positions=6)
