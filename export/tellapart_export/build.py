@@ -13,10 +13,12 @@ import numpy as np
 from tellapart._version import __version__
 from tellapart.backends import TARGET_OF, Session, open_session
 from tellapart.bundle import Bundle, open_bundle, staged_bundle, write_bundle
+from tellapart.doctor import machine_facts
 from tellapart.errors import UsageError
 from tellapart.manifest import Decoding, GraphSpec, Manifest
 from tellapart.photos import Photos, read_captions, spread
 from tellapart.plan import make_plan
+from tellapart.report_page import REPORT_NAME, report_page
 from tellapart.tokenizer import Tokenizer
 from tellapart.types import DecodeOptions, PixelArray, RuntimeOptions
 from tellapart_coreml.package import load_coremltools
@@ -146,7 +148,8 @@ def export_bundle(checkpoint: str | Path, out: Path, options: ExportOptions | No
         files: dict[str, bytes | Path] = {**subject.files, "MODEL_CARD.md": card}
         manifest = write_bundle(scratch, manifest, files)
         parity = _prove(subject, scratch, options)
-        return write_bundle(scratch, dataclasses.replace(manifest, parity=parity))
+        manifest = dataclasses.replace(manifest, parity=parity)
+        return write_bundle(scratch, manifest, {REPORT_NAME: report_page(manifest).encode("utf-8")})
 
 
 def _convert(spec: GraphSpec, scratch: Path, targets: tuple[str, ...]) -> None:
@@ -217,7 +220,7 @@ def _decoding(subject: Subject, options: ExportOptions) -> Decoding:
 def _prove(subject: Subject, scratch: Path, options: ExportOptions) -> dict[str, Any]:
     """The manifest's `parity` section, or a ParityError; further targets lie in it under their names."""
     first, *others = options.targets
-    report = {"against": "torch float32", "target": first, **subject.remarks}
+    report = {"against": "torch float32", "target": first, **subject.remarks, "machine": machine_facts()}
     with open_bundle(scratch) as bundle:
         report |= _prove_target(subject, bundle, first, options)
         for target in others:

@@ -9,9 +9,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tellapart.bundle import open_bundle, staged_bundle, write_bundle
+from tellapart.doctor import machine_facts
 from tellapart.errors import DataError, UsageError
 from tellapart.manifest import Manifest
 from tellapart.photos import Photos, read_captions, spread
+from tellapart.report_page import REPORT_NAME, report_page
 from tellapart.retriever import require_kind
 from tellapart.truematch import Benchmark, image_name, read_benchmark
 from tellapart.truematch_images import BenchmarkImages, images_place
@@ -82,8 +84,9 @@ def quantize_bundle(
             )
         say(f"compared: {report}")
         check_budget(report, options.budget)
-        metrics = {**source.manifest.metrics, "quantization": {**details, **report}}
-        return write_bundle(scratch, dataclasses.replace(manifest, metrics=metrics))
+        found = {**details, **report, "machine": machine_facts()}
+        manifest = dataclasses.replace(manifest, metrics={**source.manifest.metrics, "quantization": found})
+        return write_bundle(scratch, manifest, {REPORT_NAME: report_page(manifest).encode("utf-8")})
 
 
 def _open_benchmark(options: QuantizeOptions, stack: ExitStack) -> tuple[Benchmark, BenchmarkImages] | None:

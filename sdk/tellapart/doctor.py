@@ -102,6 +102,17 @@ def examine_machine() -> Machine:
     )
 
 
+def machine_facts() -> dict[str, Any]:
+    """Processor, its flags and the versions that figures depend on, for a report; plain JSON values."""
+    machine = examine_machine()
+    return {
+        "cpu": machine.cpu,
+        "cpu_flags": list(machine.cpu_flags),
+        "cores": machine.cores,
+        "packages": ", ".join(f"{name} {version}" for name, version in machine.packages.items() if version),
+    }
+
+
 def usable_cores() -> int:
     """Processors that this process may use, which can be fewer than the machine has."""
     if sys.platform == "linux":

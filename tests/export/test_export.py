@@ -54,6 +54,10 @@ def test_the_bundle_holds_what_the_plan_names(toy_bundle: Path) -> None:
         assert manifest.decoding.max_new_tokens == 15  # 16 positions, one of them the start mark's
         assert manifest.parity["greedy_tokens_equal"] == 8
         assert "drawn" in manifest.parity["photos"]
+        assert set(manifest.parity["machine"]) == {"cpu", "cpu_flags", "cores", "packages"}
+        page = bundle.read_bytes("REPORT.md").decode("utf-8")
+        assert "| greedy tokens equal | 8 |" in page
+        assert "| decoder.logits | " in page
         assert set(manifest.parity["graphs"]) == {
             "vision.cross_kv",
             "vision.embedding",

@@ -47,6 +47,7 @@ def test_openvino_alone_captions_as_onnx_does(alone: Path, toy_bundle: Path) -> 
     assert set(manifest.files) == {
         *(f"{role}.{kind}" for role in ("vision", "decoder", "text") for kind in ("xml", "bin")),
         "MODEL_CARD.md",
+        "REPORT.md",
         "vocab.txt",
     }
     assert manifest.parity["target"] == "openvino"

@@ -79,6 +79,8 @@ def test_the_bundle_is_small_and_says_what_it_is(toy_bundle: Path, int8_bundle: 
         assert report["photos"] == 8
         assert report["calibrated_on"] == 8
         assert report["float_blocks"] == []
+        assert report["machine"]["cores"] >= 1
+        assert "| size mib | " in after.read_bytes("REPORT.md").decode("utf-8")
         assert 0 < report["token_agreement"] <= 1
         # Random weights enlarge every rounding from layer to layer; unlike rows would be near 0.
         assert report["mean_image_cosine"] > 0.5
