@@ -66,7 +66,7 @@ def bag_options(options: DecodeOptions | None, mode: str) -> DecodeOptions:
 
     Raises:
         UsageError: an unknown mode, `rerank` with options that allow one candidate only, or `contrast` with
-            options that sample.
+            options that sample or guide.
     """
     options = options or DecodeOptions()
     if mode not in get_args(BagMode):
@@ -76,6 +76,11 @@ def bag_options(options: DecodeOptions | None, mode: str) -> DecodeOptions:
             raise UsageError(
                 f"mode 'contrast' searches and temperature={options.temperature:g} samples; leave it out, or "
                 "use 'rerank' or 'plain'"
+            )
+        if options.guidance != 1:
+            raise UsageError(
+                f"mode 'contrast' steers by the other images and guidance={options.guidance:g} by none "
+                "at all; leave guidance out, or use 'rerank' or 'plain'"
             )
         beams = options.beams or max(CONTRAST_BEAMS, options.n_best)
         return replace(options, beams=beams, n_best=beams)

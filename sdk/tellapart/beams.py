@@ -1,27 +1,22 @@
 """Beam search over a step function: several beginnings of each image's caption side by side.
 
 Without a guide a beginning's score is its log-probability. A guide puts other scores in the place of the
-log-probabilities, step by step, and the hypotheses still carry the model's own: `contrast` is one.
+log-probabilities, step by step, and the hypotheses still carry the model's own: see `contrast`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.decode import CacheT, Hypothesis, Rules, Step, allow, hypothesis, is_over
+from tellapart.decode import CacheT, Guide, Hypothesis, Rules, Step, allow, hypothesis, is_over
 from tellapart.errors import UsageError
 from tellapart.types import FloatArray, IntArray
 
 _GROUP = 64
 """Tokens that are looked at together, see `best_continuations`."""
-
-Guide: TypeAlias = Callable[[FloatArray, CacheT], FloatArray]
-"""`guide(log-probabilities (n, V), cache) -> scores (n, V)`, once a step. What may not come is -inf in both;
-a score is at most 0 and at least one of each row is finite."""
 
 
 class _Beams:

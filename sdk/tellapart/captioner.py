@@ -27,14 +27,12 @@ from tellapart.bulk import in_order
 from tellapart.bundle import Bundle
 from tellapart.confidence import with_confidence
 from tellapart.contrast import Contrast
-from tellapart.decode import stream
 from tellapart.engine import Engine
 from tellapart.errors import ClosedError, ImageError, UsageError
-from tellapart.kv_cache import KVCache
 from tellapart.plan import DecodePlan, greedy_plan, make_plan
 from tellapart.retriever import Retriever, require_kind
 from tellapart.types import BagResult, Caption, DecodeOptions, ImageInput, RuntimeOptions, View
-from tellapart.writer import sentence_case, write_captions, write_contrast
+from tellapart.writer import sentence_case, stream_ids, write_captions, write_contrast
 
 
 class Captioner:
@@ -352,10 +350,10 @@ class Captioner:
 
     def _stream(self, image: ImageInput | View, plan: DecodePlan) -> Generator[str, None, None]:
         view = self.look(image)
-        decoder, tokenizer = self._engine.decoder(), self._engine.tokenizer
+        tokenizer = self._engine.tokenizer
         said = ""
         ids: list[int] = []
-        for token in stream(decoder.step, KVCache.empty(view.cross_kv), rules=plan.rules_from_now()):
+        for token in stream_ids(self._engine, view, plan):
             self._check_open()
             ids.append(token)
             # All but the last word: later pieces still join to it ("##s", "'", "-").

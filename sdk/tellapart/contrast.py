@@ -5,7 +5,8 @@
 over the images j that i is to be told from, each given image i's own beginning of a caption, in the spirit of
 classifier-free guidance (Kornblith et al. 2023) with the look-alikes as the unconditional branch, and of
 pragmatic captioning (rational speech acts). Scores alone would run after rare words, so a token must also
-be plausible: at least `floor` times as likely as the likeliest one for image i.
+be plausible: at least `floor` times as likely as the likeliest one for image i. With a picture of nothing in
+the place of the look-alikes this is guidance itself: see `guidance`.
 
 Each hypothesis therefore holds J rows of the decoder's cache, its own image first. Letters: n hypotheses,
 V vocabulary, k images.
@@ -118,23 +119,27 @@ def log_mean(logprobs: FloatArray) -> FloatArray:
     return np.asarray(np.log(np.maximum(total / logprobs.shape[1], np.float32(1e-37))), np.float32)
 
 
-def sharpen(own: FloatArray, others: FloatArray, contrast: Contrast) -> FloatArray:
+def sharpen(own: FloatArray, others: FloatArray, *, weight: float, floor: float) -> FloatArray:
     """The formula at the top of the module, made log-probabilities again.
 
     Args:
         own: (n, V) float32 log-probabilities for the own image, -inf for what may not come.
-        others: (n, V) float32, log of the mean chance among the others.
-        contrast: weight and floor.
+        others: (n, V) float32, finite: log of the mean chance among the others.
+        weight: from -1, at which only the others speak; 0 changes nothing.
+        floor: in [0, 1], see `Contrast`; at 0 every token is plausible.
 
     Returns:
         (n, V) float32, each row the log of chances that sum to 1; -inf for what may not come and for what is
         not plausible. The likeliest token for the own image is always plausible.
     """
-    floor = own.max(axis=1, keepdims=True) + np.log(contrast.floor)
-    weight = np.float32(contrast.weight)
-    scores = (1 + weight) * own - weight * others
-    # `not >=` would be the same but for rounding at the likeliest token when the floor is 1.
-    scores[own < np.minimum(floor, own.max(axis=1, keepdims=True))] = -np.inf
+    best = own.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # 0 x -inf, where what may not come is weighed with -1 + 1
+        scores = np.float32(1 + weight) * own - np.float32(weight) * others
+    if floor > 0:
+        # `not >=` would be the same but for rounding at the likeliest token when the floor is 1.
+        scores[own < np.minimum(best + np.float32(np.log(floor)), best)] = -np.inf
+    else:
+        scores[np.isneginf(own)] = -np.inf
     return log_softmax(scores)
 
 

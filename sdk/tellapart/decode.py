@@ -41,6 +41,11 @@ CacheT = TypeVar("CacheT", bound=Cache)
 Step: TypeAlias = Callable[[IntArray, CacheT], FloatArray]
 """`step(ids (n,), cache) -> (n, V)` natural-log probabilities; the cache has taken the ids in."""
 
+Guide: TypeAlias = Callable[[FloatArray, CacheT], FloatArray]
+"""`guide(log-probabilities (n, V), cache) -> scores (n, V)`, once a step. What may not come is -inf in both;
+a score is at most 0 and at least one of each row is finite. Without a guide the score of a token is its
+log-probability; hypotheses carry the model's own log-probabilities either way."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
@@ -99,27 +104,32 @@ def log_softmax(logits: FloatArray) -> FloatArray:
     return shifted
 
 
-def greedy(step: Step[CacheT], cache: CacheT, *, rules: Rules) -> list[Hypothesis]:
+def greedy(
+    step: Step[CacheT], cache: CacheT, *, rules: Rules, guide: Guide[CacheT] | None = None
+) -> list[Hypothesis]:
     """The likeliest next token, again and again.
 
     Args:
         step: gives the next log-probabilities.
         cache: one row a caption, before the first step; used up.
         rules: what a caption may look like.
+        guide: what to search for in the place of log-probability.
 
     Returns:
         One hypothesis per row of the cache, in its order.
     """
-    return _collect(_walk(step, cache, rules, _likeliest), cache.rows, rules)
+    return _collect(_walk(step, cache, rules, _likeliest, guide), cache.rows, rules)
 
 
-def stream(step: Step[CacheT], cache: CacheT, *, rules: Rules) -> Generator[int, None, None]:
+def stream(
+    step: Step[CacheT], cache: CacheT, *, rules: Rules, guide: Guide[CacheT] | None = None
+) -> Generator[int, None, None]:
     """As `greedy` for a cache of one row, token by token; stops early when the caller does.
 
     Yields:
         The ids of the pieces, the end mark not.
     """
-    for _, ids, _ in _walk(step, cache, rules, _likeliest):
+    for _, ids, _, _ in _walk(step, cache, rules, _likeliest, guide):
         if len(ids) and ids[0] != rules.end_id:  # the step after the last piece may bring no end mark
             yield int(ids[0])
 
@@ -132,6 +142,7 @@ def sample(
     temperature: float,
     top_p: float,
     generators: Sequence[np.random.Generator],
+    guide: Guide[CacheT] | None = None,
 ) -> list[Hypothesis]:
     """Draw each next token by its chance.
 
@@ -145,6 +156,7 @@ def sample(
         temperature: above 0; below 1 sharpens, above 1 flattens.
         top_p: only the smallest set of tokens whose chances reach this sum is drawn from, in (0, 1].
         generators: one per row of the cache.
+        guide: whose scores are drawn by, in the place of log-probability.
 
     Returns:
         One hypothesis per row of the cache, in its order.
@@ -164,7 +176,7 @@ def sample(
         ]
         return np.array(drawn, np.int64)
 
-    return _collect(_walk(step, cache, rules, draw), cache.rows, rules)
+    return _collect(_walk(step, cache, rules, draw, guide), cache.rows, rules)
 
 
 def _likeliest(logprobs: FloatArray, live: IntArray) -> IntArray:
@@ -187,13 +199,16 @@ def _draw(logprobs: FloatArray, temperature: float, top_p: float, generator: np.
 
 
 Choose: TypeAlias = Callable[[FloatArray, IntArray], IntArray]
-"""`choose(log-probabilities (m, V), rows (m,)) -> ids (m,)` for the rows that are still going."""
+"""`choose(scores (m, V), rows (m,)) -> ids (m,)` for the rows that are still going."""
+
+_Pick: TypeAlias = tuple[IntArray, IntArray, FloatArray, FloatArray]
+"""One step: rows, ids, log-probabilities and scores of what was chosen, each (m,)."""
 
 
 def _walk(
-    step: Step[CacheT], cache: CacheT, rules: Rules, choose: Choose
-) -> Iterator[tuple[IntArray, IntArray, FloatArray]]:
-    """Steps until every row has ended; yields (rows, ids, log-probabilities), each (m,), per step."""
+    step: Step[CacheT], cache: CacheT, rules: Rules, choose: Choose, guide: Guide[CacheT] | None
+) -> Iterator[_Pick]:
+    """Steps until every row has ended."""
     live: IntArray = np.arange(cache.rows)
     ids: IntArray = np.full(cache.rows, rules.start_id)
     tokens: IntArray = np.zeros((cache.rows, rules.max_new_tokens), np.int64)
@@ -201,49 +216,49 @@ def _walk(
         if not len(live) or (position and is_over(rules)):
             return
         logprobs = step(ids, cache)
-        ids = choose(allow(logprobs, tokens[live, :position], rules), live)
-        picked = logprobs[np.arange(len(live)), ids]
+        allowed = allow(logprobs, tokens[live, :position], rules)
+        steered = allowed if guide is None else guide(allowed, cache)
+        ids = choose(steered, live)
+        places = np.arange(len(live))
+        picked, scores = logprobs[places, ids], steered[places, ids]
         going = ids != rules.end_id
         if position == rules.max_new_tokens:
-            yield live[~going], ids[~going], picked[~going]
+            yield live[~going], ids[~going], picked[~going], scores[~going]
             return
-        yield live, ids, picked
+        yield live, ids, picked, scores
         tokens[live, position] = ids
         if not going.all():
             cache.select(np.flatnonzero(going))
             live, ids = live[going], ids[going]
 
 
-def _collect(
-    steps: Iterator[tuple[IntArray, IntArray, FloatArray]], rows: int, rules: Rules
-) -> list[Hypothesis]:
+def _collect(steps: Iterator[_Pick], rows: int, rules: Rules) -> list[Hypothesis]:
     width = rules.max_new_tokens + 1
     tokens: IntArray = np.zeros((rows, width), np.int64)
     logprobs: FloatArray = np.zeros((rows, width), np.float32)
+    totals = np.zeros(rows)
     lengths: IntArray = np.zeros(rows, np.int64)
-    for live, ids, picked in steps:
+    for live, ids, picked, scores in steps:
         tokens[live, lengths[live]], logprobs[live, lengths[live]] = ids, picked
+        totals[live] += scores
         lengths[live] += 1
     return [
-        hypothesis(tokens[row, :length], logprobs[row, :length], rules) for row, length in enumerate(lengths)
+        hypothesis(tokens[row, :length], logprobs[row, :length], rules, total=float(totals[row]))
+        for row, length in enumerate(lengths)
     ]
 
 
-def hypothesis(
-    tokens: IntArray, logprobs: FloatArray, rules: Rules, *, total: float | None = None
-) -> Hypothesis:
+def hypothesis(tokens: IntArray, logprobs: FloatArray, rules: Rules, *, total: float) -> Hypothesis:
     """One row's hypothesis.
 
     Args:
         tokens: (t,) int64, its pieces, and its end mark where it came.
         logprobs: (t,) float32, one each.
         rules: how length counts.
-        total: what the search maximised; None is the sum of `logprobs`.
+        total: what the search maximised, summed.
     """
     finished = len(tokens) > 0 and bool(tokens[-1] == rules.end_id)
     ids = tokens[:-1] if finished else tokens
-    if total is None:
-        total = float(logprobs.sum(dtype=np.float64))
     score = total / max(len(logprobs), 1) ** rules.length_penalty
     return Hypothesis(tuple(ids.tolist()), tuple(logprobs.tolist()), finished, score)
 

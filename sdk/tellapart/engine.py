@@ -27,10 +27,11 @@ from tellapart.backends.threads import count_threads
 from tellapart.bundle import Bundle, open_bundle
 from tellapart.errors import ClosedError, UsageError
 from tellapart.graphs import DecoderGraph, TextGraph, VisionGraph
+from tellapart.guidance import null_image
 from tellapart.image import load_image
 from tellapart.preprocess import to_input
 from tellapart.tokenizer import Tokenizer
-from tellapart.types import ImageInput, RuntimeOptions, View
+from tellapart.types import FloatArray, ImageInput, RuntimeOptions, View
 
 GraphT = TypeVar("GraphT", VisionGraph, DecoderGraph, TextGraph)
 ItemT = TypeVar("ItemT")
@@ -43,6 +44,7 @@ class _Opened:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.graphs: dict[str, VisionGraph | DecoderGraph | TextGraph] = {}
+        self.null_kv: FloatArray | None = None
         self.load_ms = 0.0
         self.pool: ThreadPoolExecutor | None = None
         self.used_s = 0.0
@@ -150,6 +152,7 @@ class Engine:
             for graph in opened.graphs.values():
                 graph.session.close()
             opened.graphs.clear()
+            opened.null_kv = None
             pool, opened.pool = opened.pool, None
             if opened.clock is not None:
                 opened.clock.cancel()
@@ -192,6 +195,29 @@ class Engine:
             bundle_sha256=self.bundle.sha256,
         )
 
+    def null_kv(self) -> FloatArray:
+        """What the decoder attends to where there is no image, (2L, 1, H, N, D) float32; see `guidance`.
+
+        One vision pass when it is first asked for, counted as loading; kept until the graphs are let go.
+
+        Raises:
+            ClosedError: after `close`.
+        """
+        self.check_open()
+        opened = self._here()
+        found = opened.null_kv
+        if found is None:
+            vision = self.vision()
+            started = time.perf_counter()
+            preprocessing = self.bundle.manifest.preprocessing
+            found, _ = vision.look(to_input(null_image(preprocessing.image_px), preprocessing))
+            with opened.lock:
+                opened.load_ms += _since_ms(started)
+                # Two threads that ask at once made the same; what `close` let go stays gone.
+                if not self._closed:
+                    opened.null_kv = found
+        return found
+
     def _here(self) -> _Opened:
         # setdefault is one step even when two threads of a new child come here together.
         return self._opened.setdefault(os.getpid(), _Opened())
@@ -230,6 +256,7 @@ class Engine:
                 self._wind(opened, left_s)
                 return
             opened.graphs.clear()
+            opened.null_kv = None
             opened.clock = None
         give_memory_back()
 

@@ -25,6 +25,7 @@ class DecodePlan:
     beams: int
     n_best: int
     rerank: float
+    guidance: float
     temperature: float
     top_p: float
     seed: int | None
@@ -103,6 +104,7 @@ def make_plan(
         beams=beams,
         n_best=options.n_best,
         rerank=rerank,
+        guidance=float(options.guidance),
         temperature=options.temperature,
         top_p=options.top_p,
         seed=options.seed,

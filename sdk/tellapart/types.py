@@ -91,6 +91,11 @@ class DecodeOptions:
     no_repeat_ngram: int | None = None
     """No run of this many pieces comes twice in a caption; 0 allows repeats."""
 
+    guidance: float = 1.0
+    """1 is the model as it speaks. Above 1, words count for more that are likelier with the image than
+    without: captions get more specific and less like those of people; see `tellapart.guidance`. Anything but
+    1 decodes two rows for each."""
+
     temperature: float = 0.0
     """0 searches for the likeliest caption; above 0 samples, and then `beams` must be 1 or None."""
 
@@ -122,6 +127,7 @@ class DecodeOptions:
         _check_number("length_penalty", self.length_penalty, low=0.0, optional=True)
         _check_number("rerank", self.rerank, low=0.0, optional=True)
         _check_int("no_repeat_ngram", self.no_repeat_ngram, least=0, optional=True)
+        _check_number("guidance", self.guidance, low=0.0)
         _check_number("temperature", self.temperature, low=0.0)
         _check_number("top_p", self.top_p, low=0.0, high=1.0, open_low=True)
         _check_int("seed", self.seed, least=0, optional=True)
@@ -216,7 +222,8 @@ class Caption:
     """Ids of the pieces, without start and end marks."""
 
     mean_logprob: float
-    """Mean natural-log probability per piece, the end mark counted where it came; at most 0."""
+    """Mean natural-log probability per piece, the end mark counted where it came; at most 0. It is the
+    model's own for the image, whatever guidance or contrast made of it in the search."""
 
     confidence: float | None = None
     """Calibrated chance in [0, 1] that the caption finds its own image among 100 photos drawn at random, by

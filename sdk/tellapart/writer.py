@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +14,9 @@ import numpy as np
 from tellapart.beams import beam_search
 from tellapart.confidence import with_confidence
 from tellapart.contrast import Contrast, ContrastCache, choose_partners, contrast_step, sharpen
-from tellapart.decode import Hypothesis, greedy, sample
+from tellapart.decode import CacheT, Guide, Hypothesis, Step, greedy, sample, stream
 from tellapart.engine import Engine
+from tellapart.guidance import guide_by, guided_cache
 from tellapart.kv_cache import KVCache
 from tellapart.manifest_confidence import Calibration
 from tellapart.plan import DecodePlan
@@ -52,6 +53,8 @@ def write_captions(
         groups = [views]
     for group in groups:
         check_open()
+        if plan.guidance != 1:
+            engine.null_kv()
         load_ms = engine.take_load_ms()
         started_s = time.perf_counter()
         found = _search(engine, group, plan)
@@ -98,7 +101,9 @@ def write_contrast(
             rules=rules,
             beams=plan.beams,
             n_best=plan.n_best,
-            guide=lambda allowed, asked: sharpen(allowed, asked.others, contrast),
+            guide=lambda allowed, asked: sharpen(
+                allowed, asked.others, weight=contrast.weight, floor=contrast.floor
+            ),
         )
     decode_ms = (time.perf_counter() - started_s) * 1000.0
     return _worded(engine, views, found, load_ms, decode_ms)
@@ -121,27 +126,47 @@ def _sure(
     return replace(sure, elapsed_ms=elapsed_ms)
 
 
+def stream_ids(engine: Engine, view: View, plan: DecodePlan) -> Generator[int, None, None]:
+    """The pieces of a view's caption as `decode.stream` finds them."""
+    rules = plan.rules_from_now()
+    step = engine.decoder().step
+    if plan.guidance == 1:
+        return stream(step, KVCache.empty(view.cross_kv), rules=rules)
+    cache = guided_cache(view.cross_kv, engine.null_kv())
+    return stream(contrast_step(step), cache, rules=rules, guide=guide_by(plan.guidance))
+
+
 def _search(engine: Engine, views: Sequence[View], plan: DecodePlan) -> list[list[Hypothesis]]:
     """Per view the hypotheses, best first."""
-    decoder = engine.decoder()
-    cache = KVCache.empty(_cross_kv(views))
+    step, cross_kv = engine.decoder().step, _cross_kv(views)
+    if plan.guidance == 1:
+        return _searched(step, KVCache.empty(cross_kv), plan)
+    cache = guided_cache(cross_kv, engine.null_kv())
+    return _searched(contrast_step(step), cache, plan, guide=guide_by(plan.guidance))
+
+
+def _searched(
+    step: Step[CacheT], cache: CacheT, plan: DecodePlan, *, guide: Guide[CacheT] | None = None
+) -> list[list[Hypothesis]]:
+    """As the plan says: samples, greedy search or beams; the cache holds one row an image."""
     rules = plan.rules_from_now()
     if plan.temperature > 0:
-        rows = np.repeat(np.arange(len(views)), plan.n_best)
-        cache.select(rows)
+        count = cache.rows
+        cache.select(np.repeat(np.arange(count), plan.n_best))
         drawn = sample(
-            decoder.step,
+            step,
             cache,
             rules=rules,
             temperature=plan.temperature,
             top_p=plan.top_p,
-            generators=[plan.generator(number) for _ in views for number in range(plan.n_best)],
+            generators=[plan.generator(number) for _ in range(count) for number in range(plan.n_best)],
+            guide=guide,
         )
         groups = [drawn[first : first + plan.n_best] for first in range(0, len(drawn), plan.n_best)]
         return [sorted(group, key=lambda found: -found.score) for group in groups]
     if plan.beams == 1:
-        return [[found] for found in greedy(decoder.step, cache, rules=rules)]
-    return beam_search(decoder.step, cache, rules=rules, beams=plan.beams, n_best=plan.candidates)
+        return [[found] for found in greedy(step, cache, rules=rules, guide=guide)]
+    return beam_search(step, cache, rules=rules, beams=plan.beams, n_best=plan.candidates, guide=guide)
 
 
 def _worded(

@@ -94,7 +94,9 @@ def search(
         beams=beams,
         n_best=min(5, beams),
         stop="exact",
-        guide=lambda allowed, cache: sharpen(allowed, cache.others, contrast),
+        guide=lambda allowed, cache: sharpen(
+            allowed, cache.others, weight=contrast.weight, floor=contrast.floor
+        ),
     )
 
 
@@ -151,7 +153,7 @@ def test_sharpened_scores_are_chances_of_plausible_tokens_only(
 ) -> None:
     own, others = log_softmax(own), log_softmax(others)
     own[:, banned] = -np.inf
-    scores = sharpen(own, others, Contrast(weight=weight, floor=floor))
+    scores = sharpen(own, others, weight=weight, floor=floor)
     assert np.exp(scores).sum(axis=1) == pytest.approx([1, 1], abs=1e-4)
     assert (scores[:, banned] == -np.inf).all()
     assert np.isfinite(scores[np.arange(2), own.argmax(axis=1)]).all()

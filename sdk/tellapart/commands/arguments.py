@@ -132,6 +132,13 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
         help="weight of the retriever in choosing among the beams; 0 is none",
     )
     group.add_argument(
+        "--guidance",
+        type=float,
+        default=1.0,
+        metavar="G",
+        help="above 1: more of what is in the image, less of what any caption says (default: 1, off)",
+    )
+    group.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="above 0: sample instead of searching"
     )
     group.add_argument(

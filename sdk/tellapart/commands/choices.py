@@ -39,6 +39,7 @@ def decode_options(args: argparse.Namespace) -> DecodeOptions:
         max_new_tokens=args.max_new_tokens,
         length_penalty=args.length_penalty,
         rerank=args.rerank,
+        guidance=args.guidance,
         temperature=args.temperature,
         top_p=args.top_p,
         seed=args.seed,
