@@ -85,7 +85,7 @@ class Asker:
         Raises:
             NoAnswerError: every try failed, or the endpoint refuses this request.
             BudgetError: it would cost more than is left.
-            BackendError: the endpoint refuses everything, or twenty requests on end were given up.
+            BackendError: the model refuses everything, or twenty requests on end were given up.
             StoppedError: the run ends.
         """
         key = self.key(image, messages, decoding)
@@ -146,7 +146,7 @@ class Asker:
         self._in_vain += 1
         if self._in_vain >= _PATIENCE:
             raise BackendError(
-                f"the endpoint left {_PATIENCE} requests on end without an answer (the last: "
+                f"the model left {_PATIENCE} requests on end without an answer (the last: "
                 f"{fault.kind}). Nothing "
                 f"is lost: see to it, then run the same command again"
             )

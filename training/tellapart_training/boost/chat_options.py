@@ -10,6 +10,7 @@ from typing import Any
 
 from tellapart.errors import UsageError
 from tellapart_training.boost.chat import Decoding
+from tellapart_training.boost.local_model import DEVICES
 
 VISION = ("endpoint",)
 
@@ -26,6 +27,14 @@ class ChatOptions:
     """Model that looks at photos; "" is `chat_model`."""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable with the key."""
+    local_model: str = ""
+    """Folder, or name on the hub, of a causal language model that runs here."""
+    revision: str = ""
+    """Commit, tag or branch of the hub; "" is the newest."""
+    device: str = "auto"
+    """Where the local model runs."""
+    batch: int = 8
+    """Answers that the local model writes side by side."""
     prompt: str = "blend-plain-1"
     """Prompt for captions alone, by name or file."""
     fuse_prompt: str = "fuse-plain-1"
@@ -70,8 +79,13 @@ class ChatOptions:
         unknown = sorted(set(self.vision) - set(VISION))
         if unknown:
             raise UsageError(f"nobody called {', '.join(unknown)} looks: choose from {', '.join(VISION)}")
-        if min(self.concurrency, self.tries, self.max_tokens, self.image_px) < 1 or self.timeout_s <= 0:
-            raise UsageError("--concurrency, --tries, --max-tokens, --image-px from 1, --timeout above 0")
+        counts = (self.concurrency, self.tries, self.max_tokens, self.image_px, self.batch)
+        if min(counts) < 1 or self.timeout_s <= 0:
+            raise UsageError(
+                "--concurrency, --tries, --max-tokens, --image-px, --batch from 1, --timeout above 0"
+            )
+        if self.device not in DEVICES:
+            raise UsageError(f"--device {self.device}: choose {', '.join(DEVICES)}")
         amounts = (
             self.requests_per_minute, self.tokens_per_minute, self.retries, self.backoff_s,
             self.budget_tokens, self.budget_money, self.price_input, self.price_output, self.temperature,
@@ -96,7 +110,9 @@ class ChatOptions:
 def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
     """Every option of a language model, with the defaults of `ChatOptions`."""
     own = ChatOptions()
-    model = parser.add_argument_group("language model (--generator endpoint)")
+    model = parser.add_argument_group(
+        "language model (--generator endpoint; prompts and decoding: local too)"
+    )
     model.add_argument("--base-url", default=own.base_url, metavar="URL", help="OpenAI-compatible endpoint")
     model.add_argument("--chat-model", default="", metavar="NAME", help="name of the model there")
     model.add_argument("--vision-model", default="", metavar="NAME", help="model that looks at photos")
@@ -118,6 +134,14 @@ def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
         "--extra", type=_json_object, default={}, metavar="JSON",
         help='more fields of a request, null leaves one out: {"seed": null, "reasoning_effort": "low"}',
     )  # fmt: skip
+    local = parser.add_argument_group("language model on this machine (--generator local)")
+    local.add_argument(
+        "--local-model", default="", metavar="FOLDER|NAME",
+        help="causal language model of Hugging Face, in safetensors; a name is owner/name of the hub",
+    )  # fmt: skip
+    local.add_argument("--revision", default="", metavar="COMMIT", help="of the hub, for a name")
+    local.add_argument("--device", choices=DEVICES, default=own.device, help="where it runs")
+    local.add_argument("--batch", type=int, default=own.batch, metavar="N", help="answers side by side")
     pace = parser.add_argument_group("pace and money")
     pace.add_argument("--concurrency", type=int, default=own.concurrency, metavar="N", help="images at once")
     pace.add_argument("--requests-per-minute", type=float, default=0.0, metavar="N")

@@ -6,6 +6,7 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +16,8 @@ from tellapart_training.boost.chat_writer import ChatWriter, Recipe
 from tellapart_training.boost.checks import Checker
 from tellapart_training.boost.extractive import Extractive
 from tellapart_training.boost.journal import Journal
+from tellapart_training.boost.local_chat import LocalChat
+from tellapart_training.boost.local_model import open_model
 from tellapart_training.boost.options import BoostOptions
 from tellapart_training.boost.outcome import Done, Outcome
 from tellapart_training.boost.parsing import Parser
@@ -39,7 +42,8 @@ class ChatRun:
 
     Raises:
         DataError: a journal that cannot be used.
-        MissingExtraError: the client is not installed.
+        CheckpointError: a local model that cannot be opened.
+        MissingExtraError: the client, or transformers, is not installed.
         UsageError: a prompt or an address that is none.
     """
 
@@ -48,7 +52,12 @@ class ChatRun:
     ) -> None:
         chat = options.chat
         recipe = make_recipe(options)
-        talker = _open_chat(options, chat.chat_model)
+        talker: Chat
+        if options.generator == "local":
+            model = open_model(chat.local_model, revision=chat.revision, device=chat.device)
+            talker, recipe = LocalChat(model, batch=chat.batch), replace(recipe, source=model.record())
+        else:
+            talker = _open_chat(options, chat.chat_model)
         looker = _open_chat(options, chat.vision_model) if chat.vision_model else talker
         self._options, self._stop = options, threading.Event()
         self._journal = Journal(options.journal, journal_header(options, recipe))
@@ -97,9 +106,10 @@ class ChatRun:
         Raises:
             BudgetError, BackendError: as `Asker.ask`; what was under way is waited for and kept.
         """
-        return run_many(
-            subjects, self._writer.write, concurrency=self._options.chat.concurrency, stop=self._stop
-        )
+        chat = self._options.chat
+        # While one batch is written, the next one gathers.
+        many = 2 * chat.batch if self._options.generator == "local" else chat.concurrency
+        return run_many(subjects, self._writer.write, concurrency=many, stop=self._stop)
 
     def note(self, outcome: Outcome) -> str:
         """What the progress line says besides."""
@@ -129,7 +139,7 @@ def make_recipe(options: BoostOptions) -> Recipe:
     """
     return Recipe(
         generator=options.generator,
-        model=options.chat.chat_model,
+        model=options.chat.local_model or options.chat.chat_model,
         blend=load_prompt(options.chat.prompt),
         fuse=load_prompt(options.chat.fuse_prompt),
         decoding=options.chat.decoding,
@@ -148,7 +158,8 @@ def journal_header(options: BoostOptions, recipe: Recipe) -> dict[str, Any]:
     return {
         "format": 1,
         "generator": options.generator,
-        "model": chat.chat_model,
+        "model": recipe.model,
+        **({"source": dict(recipe.source)} if recipe.source else {}),
         "vision": list(chat.vision),
         "vision_model": chat.vision_model,
         "prompts": prompts,

@@ -7,8 +7,8 @@ steps in and is marked so; when that fails too, the image has no caption and is 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tellapart_training.boost.asking import Asker, NoAnswerError
@@ -38,6 +38,7 @@ class Recipe:
         per_image: captions for each image at most.
         tries: answers asked for one caption at most.
         max_words: that the prompts ask for.
+        source: what else is known of the model: revision, hash, precision.
     """
 
     generator: str
@@ -48,6 +49,7 @@ class Recipe:
     per_image: int = 1
     tries: int = 3
     max_words: int = 32
+    source: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ChatWriter:
@@ -107,6 +109,7 @@ class ChatWriter:
             "version": None,
             "prompt": prompt.record(),
             "decoding": self._recipe.decoding.fields(),
+            **({"source": dict(self._recipe.source)} if self._recipe.source else {}),
             **({"vision": seen.record()} if self._vision is not None else {}),
         }
         return outcome

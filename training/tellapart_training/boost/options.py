@@ -9,8 +9,9 @@ from pathlib import Path
 from tellapart.errors import UsageError
 from tellapart_training.boost.chat_options import ChatOptions, add_chat_arguments, chat_options_of
 from tellapart_training.boost.checks import RULES
+from tellapart_training.boost.local_chat import check_extra
 
-GENERATORS = ("extractive", "endpoint")
+GENERATORS = ("extractive", "endpoint", "local")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +68,12 @@ class BoostOptions:
         if self.per_image < 1 or self.limit < 0 or self.agreement < 1 or self.max_words < 3:
             raise UsageError("--per-image and --agreement from 1, --max-words from 3, --limit from 0")
         if self.generator == "extractive" and (self.chat.vision or self.chat.dry_run):
-            raise UsageError("--vision and --dry-run need a language model: give --generator endpoint")
-        if self.generator != "extractive" and not self.chat.chat_model:
-            raise UsageError(f"--generator {self.generator} needs --chat-model")
+            raise UsageError(
+                "--vision and --dry-run need a language model: give --generator endpoint or local"
+            )
+        if self.generator == "endpoint" and not self.chat.chat_model:
+            raise UsageError("--generator endpoint needs --chat-model")
+        self._check_local()
         if self.generator != "extractive" and self.per_image > 1 and self.chat.temperature == 0:
             raise UsageError(
                 "a model says the same each time at temperature 0: --per-image needs --temperature"
@@ -77,6 +81,15 @@ class BoostOptions:
         if self.chat.vision and self.images is None:
             raise UsageError("--vision needs --images, the photos to look at")
         self.part()
+
+    def _check_local(self) -> None:
+        chat = self.chat
+        if (self.generator == "local") != bool(chat.local_model):
+            raise UsageError("--generator local and --local-model go together")
+        if self.generator == "local":
+            check_extra(chat.extra, samples=chat.temperature > 0)
+            if "endpoint" in chat.vision and not chat.vision_model:
+                raise UsageError("--vision endpoint beside a local model needs --vision-model")
 
     @property
     def journal(self) -> Path:

@@ -114,7 +114,7 @@ def boost_page(report: Mapping[str, Any], examples: Sequence[Example]) -> str:
         for key, title in (
             ("generators", "images by writer"), ("rejected", "captions rejected, by rule"),
             ("captions_refused", "human captions refused, by reason"), ("images_dropped", "images dropped"),
-            ("endpoint", "requests to the endpoint"),
+            ("endpoint", "requests to the endpoint"), ("local", "requests to the local model"),
         )
     )  # fmt: skip
     shown = "\n".join(map(_card, examples))

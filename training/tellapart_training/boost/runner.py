@@ -85,7 +85,7 @@ def boost(options: BoostOptions, *, parser: Parser | None = None) -> dict[str, A
     write_atomically(options.out, "\n".join(lines[place] for place in sorted(lines)) + "\n")
     report = {"generator": options.generator, "out": str(options.out), **tally.report()}
     if requests:
-        report["endpoint"] = requests
+        report[options.generator] = requests
     if read.bad_lines:
         report["bad_lines"] = len(read.bad_lines)
         say_on_stderr(read.summary())
@@ -211,7 +211,7 @@ def summary(report: dict[str, Any]) -> str:
     for name, title in (
         ("generators", "written by"), ("rejected", "rejected by rule"),
         ("captions_refused", "human captions refused"), ("images_dropped", "images dropped"),
-        ("endpoint", "requests"),
+        ("endpoint", "requests"), ("local", "requests"),
     ):  # fmt: skip
         if report.get(name):
             counts = ", ".join(f"{key} {value}" for key, value in report[name].items())
