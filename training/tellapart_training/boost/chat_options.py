@@ -10,9 +10,8 @@ from typing import Any
 
 from tellapart.errors import UsageError
 from tellapart_training.boost.chat import Decoding
+from tellapart_training.boost.experts.registry import OWN, expert_names, split_wanted
 from tellapart_training.boost.local_model import DEVICES
-
-VISION = ("endpoint",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ class ChatOptions:
     describe_prompt: str = "describe-1"
     """Prompt of the model that looks."""
     vision: tuple[str, ...] = ()
-    """Who looks at the photos; none is BlendCap, any is HolisticCap."""
+    """Who looks at the photos, NAME or NAME=LEAST; none is BlendCap, any is HolisticCap."""
     image_px: int = 768
     """Longest side of a photo that is sent."""
     temperature: float = 0.0
@@ -76,9 +75,11 @@ class ChatOptions:
     """Estimate requests, tokens and money, and ask nothing."""
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.vision) - set(VISION))
-        if unknown:
-            raise UsageError(f"nobody called {', '.join(unknown)} looks: choose from {', '.join(VISION)}")
+        for name, _ in map(split_wanted, self.vision):
+            if name not in ("endpoint", *expert_names()):
+                raise UsageError(
+                    f"nobody called {name} looks: choose from endpoint, {', '.join(expert_names())}"
+                )
         counts = (self.concurrency, self.tries, self.max_tokens, self.image_px, self.batch)
         if min(counts) < 1 or self.timeout_s <= 0:
             raise UsageError(
@@ -123,8 +124,9 @@ def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--fuse-prompt", default=own.fuse_prompt, metavar="NAME|FILE.txt", help="with vision")
     model.add_argument("--describe-prompt", default=own.describe_prompt, metavar="NAME|FILE.txt")
     model.add_argument(
-        "--vision", nargs="+", default=(), metavar="WHO", choices=VISION,
-        help=f"who looks at the photos, for HolisticCap: {', '.join(VISION)}",
+        "--vision", nargs="+", default=(), metavar="WHO",
+        help=f"who looks at the photos, for HolisticCap: endpoint, {', '.join(OWN)}, or an expert of another "
+        "package; NAME=X keeps what scores below X to itself",
     )  # fmt: skip
     model.add_argument("--image-px", type=int, default=own.image_px, metavar="N", help="longest side sent")
     model.add_argument("--temperature", type=float, default=own.temperature)

@@ -14,6 +14,7 @@ from tellapart_training.boost.asking import Asker, Pace
 from tellapart_training.boost.chat import Chat, Endpoint
 from tellapart_training.boost.chat_writer import ChatWriter, Recipe
 from tellapart_training.boost.checks import Checker
+from tellapart_training.boost.experts.registry import open_experts
 from tellapart_training.boost.extractive import Extractive
 from tellapart_training.boost.journal import Journal
 from tellapart_training.boost.local_chat import LocalChat
@@ -77,13 +78,11 @@ class ChatRun:
             Asker(one, self._journal, self._budget, pace=pace, stop=self._stop, counts=self._counts)
             for one in (talker, looker)
         )
-        vision = None
-        if chat.vision and options.images is not None:
-            look = None
-            if "endpoint" in chat.vision:
-                decoding = chat.decoding_of(DESCRIPTION_TOKENS)
-                look = Look(look_asker, load_prompt(chat.describe_prompt), decoding, chat.image_px)
-            vision = Vision(ImageSource(options.images), experts=(), look=look, parser=parser)
+        look = None
+        if "endpoint" in chat.vision:
+            decoding = chat.decoding_of(DESCRIPTION_TOKENS)
+            look = Look(look_asker, load_prompt(chat.describe_prompt), decoding, chat.image_px)
+        vision = open_vision(options, parser=parser, look=look)
         self._writer = ChatWriter(
             asker, recipe, checker=checker, parser=parser, fallback=fallback, vision=vision
         )
@@ -129,6 +128,25 @@ class ChatRun:
             "tokens": self._budget.tokens,
             **({"money": round(self._budget.money, 6)} if self._budget.money else {}),
         }
+
+
+def open_vision(options: BoostOptions, *, parser: Parser, look: Look | None = None) -> Vision | None:
+    """Who looks at the photos; None where nobody does.
+
+    Args:
+        options: of the run.
+        parser: safe from many threads.
+        look: of a model that looks, besides the experts.
+
+    Raises:
+        DataError, BundleError: photos or an expert's bundle cannot be opened.
+        MissingExtraError: an expert's package is not installed.
+    """
+    if not options.chat.vision or options.images is None:
+        return None
+    wanted = [one for one in options.chat.vision if one != "endpoint"]
+    experts = open_experts(wanted, scorer=options.scorer, captioner=options.captioner)
+    return Vision(ImageSource(options.images), experts=experts, look=look, parser=parser)
 
 
 def make_recipe(options: BoostOptions) -> Recipe:

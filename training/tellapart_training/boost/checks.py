@@ -36,7 +36,7 @@ class Candidate:
         humans: parsed human captions of the image.
         vision: parsed statements of vision experts; empty for a blend of captions alone.
         prompt: instructions that the generator was given, to recognise an echo.
-        exact: whether every single word must be a human's, as the extractive blend promises.
+        exact: whether every single word must be a human's, or of `vision`, as the extractive blend promises.
         image: name of the image, for the rule that looks at it.
     """
 
@@ -140,7 +140,8 @@ def estimate_clip_tokens(text: str) -> int:
 
 def _words(candidate: Candidate, limits: Limits, lexicon: Lexicon) -> str:
     if candidate.exact:
-        stated = {spelled for human in candidate.humans for spelled in exact_words(human.text)}
+        sources = [*candidate.humans, *candidate.vision]
+        stated = {spelled for source in sources for spelled in exact_words(source.text)}
         new = [word for word in exact_words(candidate.text) if word not in stated]
         return f"nobody wrote {new[0]!r}" if new else ""
     return words_fail(candidate.sentence, [*candidate.humans, *candidate.vision], lexicon)

@@ -59,6 +59,8 @@ class Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     generators: Counter[str] = field(default_factory=Counter)
     grafts: int = 0
+    seen: Counter[str] = field(default_factory=Counter)
+    """What experts added, by expert."""
     images: int = 0
     written: int = 0
     texts: list[str] = field(default_factory=list)
@@ -85,6 +87,7 @@ class Tally:
             "content_gain": round(after["content_words"] / max(1e-9, before["content_words"]) - 1.0, 4),
             "word_support": round(self.supported / max(1, self.counted), 6),
             "grafts": self.grafts,
+            **({"added_by_experts": dict(sorted(self.seen.items()))} if self.seen else {}),
             **self._similarity(),
             "near_duplicates": round(near_duplicate_share(self.texts), 4),
             "generators": dict(sorted(self.generators.items())),

@@ -48,6 +48,8 @@ class BoostOptions:
     """Bundle whose vocabulary bounds the length; None is the embedded one."""
     scorer: Path | None = None
     """Bundle of the retriever that judges similarity; None is the embedded one."""
+    captioner: Path | None = None
+    """Bundle of the captioner among the vision experts; None is the embedded one."""
     clip: str = ""
     """Folder of a CLIP tokenizer for exact counts; "" estimates from above."""
     checks_off: tuple[str, ...] = ()
@@ -67,9 +69,9 @@ class BoostOptions:
             raise UsageError(f"no generator {self.generator!r}: choose {', '.join(GENERATORS)}")
         if self.per_image < 1 or self.limit < 0 or self.agreement < 1 or self.max_words < 3:
             raise UsageError("--per-image and --agreement from 1, --max-words from 3, --limit from 0")
-        if self.generator == "extractive" and (self.chat.vision or self.chat.dry_run):
+        if self.generator == "extractive" and ("endpoint" in self.chat.vision or self.chat.dry_run):
             raise UsageError(
-                "--vision and --dry-run need a language model: give --generator endpoint or local"
+                "--vision endpoint and --dry-run need a language model: give --generator endpoint or local"
             )
         if self.generator == "endpoint" and not self.chat.chat_model:
             raise UsageError("--generator endpoint needs --chat-model")
@@ -136,7 +138,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     checks = parser.add_argument_group("checks")
     checks.add_argument("--limit-words", type=int, default=40, metavar="N", help="longest valid caption")
     checks.add_argument("--vocabulary", type=Path, metavar="BUNDLE", help="its vocabulary bounds the length")
-    checks.add_argument("--scorer", type=Path, metavar="BUNDLE", help="retriever that judges similarity")
+    checks.add_argument("--scorer", type=Path, metavar="BUNDLE", help="retriever of similarity and experts")
+    checks.add_argument("--captioner", type=Path, metavar="BUNDLE", help="of the expert of that name")
     checks.add_argument("--clip", default="", metavar="FOLDER", help="CLIP tokenizer, for exact counts")
     checks.add_argument(
         "--no-check", dest="checks_off", action="append", default=[], metavar="RULE",

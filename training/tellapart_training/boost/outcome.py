@@ -17,11 +17,13 @@ class Written:
         text: the caption.
         base: index of the human caption that it grew from, None for a language model's.
         grafts: what the blend added.
+        seen: what an expert added, as (name of the expert, words); no person wrote these words.
     """
 
     text: str
     base: int | None = None
     grafts: tuple[str, ...] = ()
+    seen: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
@@ -46,6 +48,10 @@ class Outcome:
     dropped: str = ""
     details: dict[str, Any] = field(default_factory=dict)
 
+    def _seen(self) -> dict[str, Any]:
+        seen = [[{"by": name, "words": words} for name, words in one.seen] for one in self.captions]
+        return {"seen": seen} if any(seen) else {}
+
     def line(self, subject: Subject) -> dict[str, Any]:
         """The image as the output has it: a record that training reads, and where each caption is from."""
         return {
@@ -58,6 +64,7 @@ class Outcome:
                 "fallback": self.fallback,
                 "base": [written.base for written in self.captions],
                 "grafts": [list(written.grafts) for written in self.captions],
+                **self._seen(),
                 **self.details,
             },
         }

@@ -114,7 +114,8 @@ def boost_page(report: Mapping[str, Any], examples: Sequence[Example]) -> str:
         for key, title in (
             ("generators", "images by writer"), ("rejected", "captions rejected, by rule"),
             ("captions_refused", "human captions refused, by reason"), ("images_dropped", "images dropped"),
-            ("endpoint", "requests to the endpoint"), ("local", "requests to the local model"),
+            ("added_by_experts", "added by vision experts"), ("endpoint", "requests to the endpoint"),
+            ("local", "requests to the local model"),
         )
     )  # fmt: skip
     shown = "\n".join(map(_card, examples))
@@ -139,7 +140,7 @@ Written by: {escape(str(report["generator"]))}.</p>
 {counts}</div>
 <h2>{len(examples)} random examples</h2>
 <p class="soft small">Bold: the boosted caption; coloured: words that the caption it grew from did
-not have. Below: the human captions.</p>
+not have. Below: the human captions, and what only a vision expert saw.</p>
 <div class="examples">
 {shown}
 </div>
@@ -173,6 +174,8 @@ def _card(example: Example) -> str:
         else ""
     )
     note = " · fallback" if boost.get("fallback") else ""
+    for seen in boost.get("seen", ()):
+        note += "".join(f" · seen ({escape(one['by'])}): {escape(one['words'])}" for one in seen)
     return (
         f"<figure>{picture}<figcaption>{''.join(parts)}<ul>{humans}</ul>"
         f'<p class="small soft">{escape(str(line["image"]))}{note}</p></figcaption></figure>'

