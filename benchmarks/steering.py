@@ -6,8 +6,8 @@
 A setting is a mode of a bag and what differs from its defaults: fields of `DecodeOptions`, and of `Contrast`
 in the mode contrast. CIDEr-D counts n-grams over the whole split. Who finds a photo by its caption is the
 bundle's own retriever, which in `rerank` and `contrast` had a say in the caption: compare such rows with each
-other only, and take `tellapart evaluate --judge` for what stands in a model card. Runs where the training
-package is.
+other only. `--judge` names a retriever checkpoint that had none, `--language-model` one of `train warmup` for
+fluency. Runs where the training package is.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from tellapart.similarity import hits_at_1
 from tellapart.writer import write_contrast
 from tellapart_training.images import ImageSource
 from tellapart_training.metrics.cider import DocumentFrequencies, cider_d
+from tellapart_training.metrics.fluency import LanguageModel, open_language_model
 from tellapart_training.metrics.hallucination import object_hallucination
 from tellapart_training.metrics.words import metric_words
+from tellapart_training.scorer import Scorer, open_scorer
 
 BENCHMARK = Path(__file__).parent / "flickr8k-val" / "benchmark" / "5.json"
 AMONG = 100
@@ -97,20 +99,33 @@ def measure(
     bags: list[list[str]],
     source: ImageSource,
     references: dict[str, list[list[str]]],
+    *,
+    judge: Scorer | None,
+    language_model: LanguageModel | None,
+    cache: Path,
 ) -> None:
     """Print a row a setting."""
     frequencies = DocumentFrequencies.of_references(list(references.values()))
     names = [name for bag in bags for name in bag]
     views = {name: captioner.look(source.read(name)) for name in names}
-    embeddings = np.concatenate([views[name].embedding for name in names])
+    if judge is None:
+        embed_texts, embeddings = (
+            captioner.retriever.embed_texts,
+            np.concatenate([views[name].embedding for name in names]),
+        )
+    else:
+        embed_texts, embeddings = (
+            lambda said: judge.embed_texts(said).numpy(),
+            judge.embed_images(source, names, cache=cache),
+        )
     draw = np.random.default_rng(0)
     draws = [
         draw.choice(np.delete(np.arange(len(names)), row), AMONG - 1, replace=False)
         for row in range(len(names))
     ]
     size = len(bags[0])
-    print("| setting | CIDEr-D | CHAIR-i | words | R@1 of the bag | R@1 among 100 | ms a photo |")
-    print("|---|---|---|---|---|---|---|")
+    print("| setting | CIDEr-D | CHAIR-i | fluency | words | R@1 of the bag | R@1 among 100 | ms a photo |")
+    print("|---|---|---|---|---|---|---|---|")
     for setting in settings:
         started_s = time.perf_counter()
         said = [
@@ -119,13 +134,14 @@ def measure(
         ms = (time.perf_counter() - started_s) * 1e3 / len(names)
         words = [metric_words(text) for text in said]
         wanted = [references[name] for name in names]
-        similarity = captioner.retriever.embed_texts(said) @ embeddings.T
+        similarity = embed_texts(said) @ embeddings.T
+        fluency = f"{language_model.fluency(said):.2f}" if language_model else ""
         blocks = [slice(first, first + size) for first in range(0, len(names), size)]
         in_bag = np.mean([hits_at_1(similarity[block, block]).mean() for block in blocks])
         print(
             f"| {setting.text} | {np.mean(cider_d(words, wanted, frequencies=frequencies)):.3f} "
             f"| {object_hallucination(words, wanted).figures()['chair_i']:.3f} "
-            f"| {np.mean([len(each) for each in words]):.1f} | {in_bag:.1%} "
+            f"| {fluency} | {np.mean([len(each) for each in words]):.1f} | {in_bag:.1%} "
             f"| {among_100(similarity, draws):.1%} | {ms:.1f} |",
             flush=True,
         )
@@ -143,11 +159,19 @@ def main() -> int:
     parser.add_argument("--bags", type=Path, default=BENCHMARK)
     parser.add_argument("--limit-bags", type=int)
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--judge", type=Path)
+    parser.add_argument("--language-model", type=Path)
+    parser.add_argument("--cache", type=Path, default=Path("runs/study/cache"))
     args = parser.parse_args()
     bags = json.loads(args.bags.read_text(encoding="utf-8"))[: args.limit_bags]
     references = read_references(args.captions, args.split)
     with Captioner.open(args.model, runtime=RuntimeOptions(threads=1)) as captioner:
-        measure(captioner, args.settings, bags, ImageSource(args.images), references)
+        measure(
+            captioner, args.settings, bags, ImageSource(args.images), references,
+            judge=open_scorer(args.judge) if args.judge else None,
+            language_model=open_language_model(args.language_model) if args.language_model else None,
+            cache=args.cache,
+        )  # fmt: skip
     return 0
 
 

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tellapart.errors import DataError
+from tellapart.guidance import null_image
 from tellapart_model.compact import CompactPair
 from tellapart_training.batches import (
     CaptionedImages,
@@ -39,8 +40,6 @@ from tellapart_training.run_folder import RunFolder
 from tellapart_training.tuning import tuning_figures
 
 Say = Callable[[str], None]
-NULL_GREY = 127
-"""Every channel of the null picture, as the device's `guidance` has it."""
 
 
 @dataclass(frozen=True)
@@ -145,14 +144,9 @@ def load_image_data(
 
     null = None
     if frozen is not None and config.null_probability:
-        null = torch.from_numpy(frozen.encode(null_picture(pair.config.image_px)))
+        null = torch.from_numpy(frozen.encode(null_image(pair.config.image_px)[None]))
     with accelerator.main_process_first():
         return ImageData(ready(train, config.views), ready(tuning, 1) if tuning else None, null)
-
-
-def null_picture(image_px: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The picture that says nothing, flat mid-grey: (1, image_px, image_px, 3) uint8."""
-    return np.full((1, image_px, image_px, 3), NULL_GREY, np.uint8)
 
 
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -283,7 +277,7 @@ class NullPicture(nn.Module):
         self.probability = probability
         self.pixels: Tensor
         self.features: Tensor | None
-        self.register_buffer("pixels", torch.from_numpy(null_picture(image_px)), persistent=False)
+        self.register_buffer("pixels", torch.from_numpy(null_image(image_px)[None]), persistent=False)
         self.register_buffer("features", features, persistent=False)
 
     def forward(self, network: CompactPair, features: Tensor) -> Tensor:
