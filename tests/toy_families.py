@@ -233,8 +233,8 @@ def make_smolvlm(folder: Path, kind: str = "SmolVLM") -> Path:
     return folder
 
 
-def make_clip(folder: Path) -> Path:
-    """CLIP at 32 px, with a fit larger than the cut."""
+def make_clip(folder: Path, *, tiny: bool = False) -> Path:
+    """CLIP at 32 px, with a fit larger than the cut; or as TinyCLIP is: towers of other depths and widths."""
     torch = pytest.importorskip("torch")
     from transformers import CLIPConfig, CLIPModel
 
@@ -248,11 +248,48 @@ def make_clip(folder: Path) -> Path:
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
         "image_size": 32, "patch_size": 8,
     }  # fmt: skip
+    if tiny:  # pruned, and newer, so its configuration names the true end mark
+        vision |= {"hidden_size": 48, "num_hidden_layers": 3, "intermediate_size": 80}
+        text |= {"num_hidden_layers": 1, "eos_token_id": size - 1}
     torch.manual_seed(6)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).eval()
     liven(model)
     model.save_pretrained(folder, safe_serialization=True)
     write_clip_processor(folder, fit=36)
+    return folder
+
+
+def make_mobileclip(folder: Path) -> Path:
+    """MobileCLIP at 64 px as open_clip saves it: its real trunk, a small text tower without a causal mask."""
+    torch = pytest.importorskip("torch")
+    open_clip = pytest.importorskip("open_clip", exc_type=ImportError)
+    from safetensors.torch import save_file
+
+    size = write_clip_words(folder)
+    vision = {
+        "timm_model_name": "fastvit_mci0", "timm_model_pretrained": False, "timm_pool": "avg",
+        "timm_proj": None, "timm_drop": 0.0, "timm_drop_path": 0.0, "image_size": 64,
+    }  # fmt: skip
+    text = {"context_length": 16, "vocab_size": size, "width": 32, "heads": 2, "layers": 2}
+    text["no_causal_mask"] = True
+    towers = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    torch.manual_seed(10)
+    model = open_clip.CustomTextCLIP(**towers).eval()
+    with torch.no_grad():  # branches of a fresh trunk are so much alike that a wrong fold could pass unseen
+        for name, parameter in model.named_parameters():
+            if name.endswith(".gamma"):
+                parameter.fill_(1.0)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.5, 1.5)
+                module.weight.uniform_(0.5, 1.5)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    page = {
+        "model_cfg": {**towers, "custom_text": True},
+        "preprocess_cfg": {"mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "bilinear"},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(page), encoding="utf-8")
     return folder
 
 

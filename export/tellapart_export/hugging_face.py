@@ -157,7 +157,9 @@ def identify(folder: Path) -> tuple[str, dict[str, Any]]:
     """Hash of hashes of weights and configuration, and the facts for the manifest's `source`."""
     files: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
-        if path.is_file() and (path.suffix == ".safetensors" or path.name in ("config.json", INDEX)):
+        if path.is_file() and (
+            path.suffix == ".safetensors" or path.name in ("config.json", "open_clip_config.json", INDEX)
+        ):
             with path.open("rb") as stream:
                 digest = hashlib.sha256()
                 while chunk := stream.read(1 << 20):

@@ -266,6 +266,15 @@ def test_clip_embeds_as_transformers_does(made: Any) -> None:
     assert "greedy_tokens_equal" not in parity
 
 
+def test_tinyclip_is_a_clip_of_other_sizes(tmp_path: Path) -> None:
+    make_clip(tmp_path / "checkpoint", tiny=True)
+    manifest = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle")
+    assert (manifest.kind, manifest.source["family"]) == (("retriever",), "clip")
+    rows = manifest.parity["embeddings"]
+    assert max(entry["max_abs"] for entry in rows.values()) < 1e-5
+    assert min(entry["cosine"] for entry in rows.values()) > 0.99999
+
+
 def test_siglip_embeds_as_transformers_does(made: Any) -> None:
     folder, bundle = made("siglip")
     model = transformers.SiglipModel.from_pretrained(folder).eval()

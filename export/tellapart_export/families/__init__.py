@@ -26,6 +26,7 @@ FAMILIES = {
     "clipcap": "clipcap",
     "smolvlm": "smolvlm",
     "idefics3": "smolvlm",
+    "open_clip": "open_clip",
 }
 """What `config.json` calls an architecture -> the module that knows it."""
 
@@ -65,6 +66,8 @@ def find_family(folder: Path) -> str:
         CheckpointError: another architecture, or a configuration that is no JSON object.
     """
     file = folder / "config.json"
+    if not file.is_file() and (folder / "open_clip_config.json").is_file():
+        return "open_clip"
     if not file.is_file():
         if folder.is_dir() and any(folder.iterdir()) and not (folder / "checkpoint.json").is_file():
             raise CheckpointError(
