@@ -87,7 +87,8 @@ def position_row(table: Tensor, past_kv: Tensor, position: Tensor | None, *, fir
         (1, width).
     """
     place = first + past_kv.shape[3]
-    return table[place : place + 1] if position is None else table[position + first]
+    # Not a slice, whose end an exporter takes for unknown: one token would not be known to be one.
+    return table.narrow(0, place, 1) if position is None else table[position + first]
 
 
 def barred_past(past_kv: Tensor, position: Tensor | None) -> Tensor | None:

@@ -83,6 +83,17 @@ def test_the_trunk_ends_in_a_tensor_with_a_stable_name(toy_bundle: Path, toy_che
     np.testing.assert_allclose(feature_session(toy_bundle)(pixels()), wanted, atol=1e-4)
 
 
+def test_one_token_is_turned_nowhere_in_a_step(toy_bundle: Path) -> None:
+    # (b, 1, H, D) and (b, H, 1, D) are the same numbers in the same places; only keys are turned, for the
+    # product with the query: once for the past and once for the image in each layer.
+    graph = onnx.load(toy_bundle / "decoder.onnx").graph
+    turns = [list(item.ints) for node in graph.node if node.op_type == "Transpose" for item in node.attribute]
+    [past] = [value for value in graph.input if value.name == "past_kv"]
+    layers = past.type.tensor_type.shape.dim[0].dim_value // 2
+    keys = [turn for turn in turns if len(turn) == 4]
+    assert keys == [[0, 1, 3, 2]] * (2 * layers)
+
+
 def test_a_step_at_every_past_length_is_the_network(toy_bundle: Path, toy_checkpoint: Path) -> None:
     subject = open_checkpoint(toy_checkpoint)
     source = next(graph for graph in subject.graphs if graph.spec.role == "decoder")

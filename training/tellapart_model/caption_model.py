@@ -17,15 +17,24 @@ from torch.nn import functional as F
 from tellapart_model.config import CompactConfig
 
 
+def _is_one(tokens: int) -> bool:
+    """Whether it is one token: turned or not, its numbers lie in the same places, and a copy is saved."""
+    return isinstance(tokens, int) and tokens == 1  # tracing, a size is a tensor or a symbol
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(b, t, w) -> (b, h, t, d)."""
     b, t, w = x.shape
+    if _is_one(t):
+        return x.reshape(b, heads, 1, w // heads)
     return x.reshape(b, t, heads, w // heads).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
     """(b, h, t, d) -> (b, t, w)."""
     b, h, t, d = x.shape
+    if _is_one(t):
+        return x.reshape(b, 1, h * d)
     return x.transpose(1, 2).reshape(b, t, h * d)
 
 
@@ -179,7 +188,8 @@ class CaptionDecoder(nn.Module):
             logits (b, v) and the grown cache (2l, b, h, p + 1, d).
         """
         past, table = past_kv.shape[3], self.positions.weight
-        row = table[past : past + 1] if position is None else table[position]
+        # Not a slice, whose end an exporter takes for unknown: one token would not be known to be one.
+        row = table.narrow(0, past, 1) if position is None else table[position]
         x = self._embed(ids, row)
         grown: list[Tensor] = []
         for index, layer in enumerate(cast("Iterable[DecoderLayer]", self.layers)):
