@@ -204,6 +204,12 @@ def test_a_run_that_breaks_off_goes_on_where_it_was(
     assert [line["captions"][0] for line in lines(tmp_path)] == [good_caption(index) for index in range(30)]
 
 
+def test_a_dry_run_opens_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_captions(tmp_path / "captions.jsonl", 3)
+    report = boosted(tmp_path, tmp_path / "nowhere", capsys, "--dry-run")
+    assert report["dry_run"]["requests"] == 3
+
+
 def test_a_rejected_answer_is_asked_for_again_with_the_reason(
     tmp_path: Path, toy: Path, capsys: pytest.CaptureFixture[str], script: Any
 ) -> None:

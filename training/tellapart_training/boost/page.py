@@ -109,6 +109,12 @@ def boost_page(report: Mapping[str, Any], examples: Sequence[Example]) -> str:
         f'<tr><th scope="row">{title}</th><td>{before[key]:g}</td><td>{after[key]:g}</td></tr>'
         for key, title in _ROWS
     )
+    if "similarity" in report:
+        cosines = report["similarity"]
+        rows += (
+            f'<tr><th scope="row">similarity with the photo</th><td>{cosines["human"]:.4f}</td>'
+            f"<td>{cosines['boosted']:.4f}</td></tr>"
+        )
     counts = "".join(
         _counts(report.get(key, {}), title)
         for key, title in (

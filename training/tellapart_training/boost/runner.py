@@ -111,9 +111,10 @@ def _blended(
 
 
 def _shown(outcomes: Iterable[Done], progress: Progress, run: ChatRun | None) -> Iterator[Done]:
+    rejected = 0
     for done in outcomes:
-        if run is not None:
-            progress.note = run.note(done.outcome)
+        rejected += sum(done.outcome.rejected.values())
+        progress.note = run.note(done.outcome) if run is not None else f"{rejected} rejected"
         progress.advance(failed=not done.outcome.captions)
         yield done
 
