@@ -1,4 +1,4 @@
-"""What `tellapart boost` tells of a run: the rule that looks at photos, the page, the line on the terminal."""
+"""What `tellapart boost` tells of a run: the rule that looks at photos, the page, the terminal."""
 
 from __future__ import annotations
 
