@@ -26,6 +26,8 @@ class QuantScheme:
     """Most photos to calibrate on unless the caller says otherwise."""
     form: TrunkForm = PLAIN
     """How the trunk's numbers are rounded."""
+    seven_bits: bool = False
+    """Matrix products, too, are in 8 bits with weights of seven; otherwise their weights are stored in 8."""
     device: str = ""
     """What was not proved and why, where the scheme is for hardware that did not take part."""
     device_command: str = ""
@@ -54,6 +56,15 @@ SCHEMES = {
         trunk=True,
         float_blocks=("stem", "blocks.0", "blocks.1"),
         form=TrunkForm(reduce_range=True),
+        seven_bits=True,
+    ),
+    # The trunk's weights alone have seven bits: nothing overflows, so captions are the same with and without
+    # 8-bit dot products.
+    "universal": QuantScheme(
+        "universal",
+        trunk=True,
+        float_blocks=("stem", "blocks.0", "blocks.1"),
+        form=TrunkForm(reduce_range=True),
     ),
     # TensorRT takes zero points of 0 alone, no operator of onnxruntime's own, and no Clip between.
     "tensorrt": QuantScheme(
@@ -73,6 +84,7 @@ SCHEMES = {
     ),
 }
 """Presets: "vnni" is for x86 and ARM with 8-bit dot products, "portable" for processors without them,
+"universal" for a bundle that goes to both,
 "weights" keeps every activation in float, "dynamic" is for vision transformers on the processors of "vnni",
 "openvino" is for that runtime, by NNCF, "tensorrt" is explicit and symmetric (QDQ), "coreml" stores the
 weights of packages in 8 bits. A vision graph without a trunk of convolutions (the towers of CLIP, BLIP and

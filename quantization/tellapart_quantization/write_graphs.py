@@ -131,10 +131,10 @@ def _write_onnx(
                 say("calibrating the vision trunk")
                 ranges = _calibrate(model, source, photos, calibrated, scheme)
                 kept = _float_blocks(model, ranges, source, photos, calibrated, options, say, scan)
-                if scheme.form.reduce_range:  # this quantizer wants graphs that are float as yet
+                if scheme.seven_bits:  # this quantizer wants graphs that are float as yet
                     small = _store(model, scheme)
                 small = quantize_trunk(small, ranges, keep_float=kept, form=scheme.form)
-            if not scheme.form.reduce_range:
+            if not scheme.seven_bits:
                 small = _store(small, scheme, only=heads)
         else:
             small = _store(model, scheme)
@@ -149,7 +149,7 @@ def _store(model: Any, scheme: QuantScheme, *, only: Collection[str] | None = No
         stored = store_symmetric(model, only=only)
         check_symmetric(stored)
         return stored
-    if scheme.form.reduce_range:
+    if scheme.seven_bits:
         return store_seven_bits(model)
     return quantize_weights(model, only=only)
 

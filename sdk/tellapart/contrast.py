@@ -35,12 +35,13 @@ class Contrast:
         UsageError: a field out of its range.
     """
 
-    weight: float = 0.5
-    """0 is plain decoding. On bags of held-back training photos 1 told no more apart once candidates were
-    chosen, and lost half as much CIDEr-D again; 0.35 told less apart."""
+    weight: float = 0.35
+    """0 is plain decoding. On 60 bags of held-back training photos under an independent judge, 0.25 to 0.5
+    told about equally many apart (82 to 85 %, plain 76 %); less weight cost less CIDEr-D, invented less."""
 
-    floor: float = 0.1
-    """In (0, 1]: least chance of a token, as a share of the likeliest one's."""
+    floor: float = 0.2
+    """In (0, 1]: least chance of a token, as a share of the likeliest one's. 0.1 told two points more apart
+    there, and cost as much again."""
 
     others: int = 2
     """Of the other images, how many of the most alike an image is told from. Two told more apart than all

@@ -61,9 +61,9 @@ def arrays(model: Any) -> dict[str, Any]:
     return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
-def test_portable_sums_cannot_overflow(toy_bundle: Path, drawn: Path, tmp_path: Path) -> None:
-    manifest = quantize_bundle(toy_bundle, tmp_path / "out", options(drawn, scheme="portable"))
-    vision = graph(tmp_path / "out", "vision")
+def assert_no_sum_of_the_trunk_overflows(bundle: Path) -> None:
+    """Two products of an unsigned and a signed byte, added in 16 bits, as x86 does without VNNI."""
+    vision = graph(bundle, "vision")
     stored = arrays(vision)
     producers = {name: node for node in vision.graph.node for name in node.output}
     weights = []
@@ -72,9 +72,13 @@ def test_portable_sums_cannot_overflow(toy_bundle: Path, drawn: Path, tmp_path: 
         if maker is not None and maker.op_type == "DequantizeLinear":
             weights.append(stored[maker.input[0]])
     assert len(weights) > 10
-    # Two products of an unsigned and a signed byte, added in 16 bits, as x86 does without VNNI.
-    assert max(2 * 255 * int(np.abs(array.astype(int)).max()) for array in weights) <= 2**15 - 1
     assert all(array.dtype == np.int8 for array in weights)
+    assert max(2 * 255 * int(np.abs(array.astype(int)).max()) for array in weights) <= 2**15 - 1
+
+
+def test_portable_sums_cannot_overflow(toy_bundle: Path, drawn: Path, tmp_path: Path) -> None:
+    manifest = quantize_bundle(toy_bundle, tmp_path / "out", options(drawn, scheme="portable"))
+    assert_no_sum_of_the_trunk_overflows(tmp_path / "out")
     operators, products = set(), []
     for name in ("vision", "decoder", "text"):
         model = graph(tmp_path / "out", name)
@@ -89,6 +93,18 @@ def test_portable_sums_cannot_overflow(toy_bundle: Path, drawn: Path, tmp_path: 
     assert report["time"]["rounds"] == 15
     assert report["time"]["ratio"] > 0
     assert "device" not in report
+
+
+def test_universal_is_a_trunk_of_seven_bits_and_weights_of_eight(
+    toy_bundle: Path, drawn: Path, tmp_path: Path
+) -> None:
+    for scheme in ("universal", "vnni"):
+        quantize_bundle(toy_bundle, tmp_path / scheme, options(drawn, scheme=scheme))
+    assert_no_sum_of_the_trunk_overflows(tmp_path / "universal")
+    with pytest.raises(AssertionError):
+        assert_no_sum_of_the_trunk_overflows(tmp_path / "vnni")
+    for name in ("decoder", "text"):
+        assert graph(tmp_path / "universal", name) == graph(tmp_path / "vnni", name)
 
 
 def test_tensorrt_is_explicit_and_symmetric(toy_bundle: Path, drawn: Path, tmp_path: Path) -> None:
@@ -192,11 +208,14 @@ def fake_times(ratios: Sequence[float]) -> Any:
 def test_auto_keeps_the_fastest_within_the_budget(
     toy_bundle: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tellapart_quantization.auto.time_in_turns", fake_times([0.9, 0.4, 1.2, 0.5, 0.6]))
+    monkeypatch.setattr(
+        "tellapart_quantization.auto.time_in_turns", fake_times([0.9, 0.4, 1.2, 0.5, 0.6, 0.7])
+    )
     manifest = quantize_bundle(toy_bundle, tmp_path / "out", options(drawn, scheme="auto"))
     report = manifest.metrics["quantization"]
     tried = {entry["scheme"]: entry for entry in report["tried"]}
-    assert {"vnni", "weights", "dynamic", "portable", "openvino"} == set(tried)  # none for absent hardware
+    # None for absent hardware.
+    assert {"vnni", "weights", "dynamic", "portable", "universal", "openvino"} == set(tried)
     assert [name for name, entry in tried.items() if entry["kept"]] == [manifest.scheme] == ["weights"]
     assert tried["vnni"]["reason"] == "slower than another"
     assert tried["dynamic"]["reason"] == "no quicker than float"
@@ -210,7 +229,7 @@ def test_auto_refuses_what_is_over_budget_or_slow(
     tight = dataclasses.replace(ANY, max_mib=0.1)
     with pytest.raises(BudgetError, match=r"no scheme keeps.*vnni: .*max-mib"):
         quantize_bundle(toy_bundle, tmp_path / "out", options(drawn, scheme="auto", budget=tight))
-    monkeypatch.setattr("tellapart_quantization.auto.time_in_turns", fake_times([1.1] * 5))
+    monkeypatch.setattr("tellapart_quantization.auto.time_in_turns", fake_times([1.1] * 6))
     with pytest.raises(BudgetError, match="no quicker than float"):
         quantize_bundle(toy_bundle, tmp_path / "out", options(drawn, scheme="auto"))
     assert list(tmp_path.iterdir()) == []

@@ -80,6 +80,7 @@ def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
 
     def quantize(name: str, bundle: Path, *budget: str) -> Step:
         photos = ["--images", str(images), "--captions", str(captions), "--split", "val", *budget]
+        photos += ["--scheme", "universal"]  # strangers' processors with and without 8-bit dot products
         return Step(
             f"quantize {name}", run / name, ["quantize", str(bundle), "--out", str(run / name), *photos]
         )
