@@ -101,7 +101,7 @@ def test_the_scheme_keeps_the_first_blocks_in_float(toy_bundle: Path, drawn: Pat
         (pixels,) = photos.batches(photos.names[:6], bundle.manifest.preprocessing, batch_size=6)
     wanted = feature_session(toy_bundle)(pixels)
     full, mixed = (np.linalg.norm(feature_session(path)(pixels) - wanted) for path in (int8_bundle, out))
-    assert 0 < mixed < full < 0.5 * np.linalg.norm(wanted)
+    assert 0 < mixed < full < 0.75 * np.linalg.norm(wanted)
 
 
 def test_new_heads_find_the_same_features(
@@ -124,7 +124,7 @@ def test_new_heads_find_the_same_features(
         write_bundle(scratch, before.manifest, files)
         export_graph(split_graphs(pair)[0], scratch / "vision.onnx")
         write_bundle(scratch, before.manifest)
-    given = options(drawn, captions=drawn / "captions.jsonl", split="val", keep_float=())
+    given = options(drawn, captions=drawn / "captions.jsonl", split="val", keep_float=(), scheme="universal")
     quantize_bundle(tmp_path / "float", tmp_path / "int8", given)
     pixels = np.random.default_rng(3).integers(0, 256, (5, 32, 32, 3)).astype(np.uint8)
     assert np.array_equal(feature_session(int8_bundle)(pixels), feature_session(tmp_path / "int8")(pixels))
