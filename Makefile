@@ -1,5 +1,6 @@
 # make demo            captions of the sample photos, offline, from the embedded INT8 model
 # make test            every test, in an environment made for it
+# make test-long       the commands of the docs that train, export and quantize: minutes
 # make app             the page in the browser of this machine
 # make freeze          the desktop app as a folder that needs no Python, tried: size, start, one caption
 # make check           ruff (lint, format), mypy --strict, and the docs without a warning
@@ -15,7 +16,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test test-sdk test-app app freeze check docs bench families train-embedded study study-run clean bench-peers boost-faults
+.PHONY: demo test test-long test-sdk test-app app freeze check docs bench families train-embedded study study-run clean bench-peers boost-faults
 
 PYTHON ?= python3
 # Where the training data lies, and where a run is kept.
@@ -57,8 +58,15 @@ test-sdk: $(SDK_TESTABLE)
 test-app: $(APP_TESTABLE)
 	$(APP_ENV)/bin/python -m pytest -q -p no:cacheprovider tests/apps
 
+# The SDK's own are run where only it is installed, but for those that need more.
+EVERYTHING_ELSE := tests/export tests/quantization tests/training tests/sdk/test_backends.py tests/sdk/test_openvino.py \
+  $(sort $(wildcard tests/test_*.py))
 test: test-sdk test-app $(DEV)
-	$(DEV_ENV)/bin/python -m pytest -m "" tests
+	$(DEV_ENV)/bin/python -m pytest -m "not long" $(EVERYTHING_ELSE)
+
+# What the docs say of training, export and quantization, command by command: minutes.
+test-long: $(DEV)
+	$(DEV_ENV)/bin/python -m pytest -m long tests
 
 app: $(APP)
 	$(APP_ENV)/bin/python -m tellapart app

@@ -382,6 +382,7 @@ def test_commands_of_the_sdk_are_run(block: Block, desk: Path) -> None:
     run_commands(block, desk)
 
 
+@pytest.mark.long
 @pytest.mark.train
 @pytest.mark.parametrize(
     "block", [block for block in BLOCKS if is_run(block) and needs_training(block)], ids=str

@@ -102,6 +102,7 @@ def test_closing_gives_most_of_the_memory_back() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads memory as Linux tells it")
 def test_memory_of_the_embedded_model_stays_flat_and_most_of_it_comes_back() -> None:
     photos = sorted((Path(__file__).parents[2] / "samples" / "photos").glob("*.jpg"))
