@@ -266,6 +266,7 @@ def test_clip_embeds_as_transformers_does(made: Any) -> None:
     assert "greedy_tokens_equal" not in parity
 
 
+@pytest.mark.long
 def test_tinyclip_is_a_clip_of_other_sizes(tmp_path: Path) -> None:
     make_clip(tmp_path / "checkpoint", tiny=True)
     manifest = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle")

@@ -45,6 +45,7 @@ def change(name: str, **values: Any) -> Callable[[Path], None]:
     return apply
 
 
+@pytest.mark.long
 def test_another_prompt_is_another_answer(whole: Path, tmp_path: Path) -> None:
     arguments = ["export", str(whole), "--out", str(tmp_path / "asked"), "--prompt", "What is in the road?"]
     assert main(arguments) == 0
@@ -61,6 +62,7 @@ def test_another_prompt_is_another_answer(whole: Path, tmp_path: Path) -> None:
     assert lengths[0] > lengths[1]  # the other question is shorter
 
 
+@pytest.mark.long
 def test_idefics3_is_read_alike(tmp_path: Path) -> None:
     folder = make_smolvlm(tmp_path / "checkpoint", "Idefics3")
     assert json.loads((folder / "config.json").read_text())["model_type"] == "idefics3"
@@ -110,6 +112,7 @@ def test_what_cannot_be_described_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
+@pytest.mark.long
 def test_prompts_that_cannot_be(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="2 places for a picture and needs one"):
         open_checkpoint(whole, "What is in <image>?")

@@ -223,6 +223,7 @@ def test_auto_keeps_the_fastest_within_the_budget(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.long
 def test_auto_refuses_what_is_over_budget_or_slow(
     toy_bundle: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
