@@ -75,4 +75,6 @@ def test_two_processes_train_like_one(stage: str, toy_settings: list[str], tmp_p
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-4)
     weights = [load_file(tmp_path / name / "last" / "model.safetensors") for name in ("one", "two")]
     for name, value in weights[0].items():
+        if name.endswith("keys.bias"):
+            continue  # softmax takes no notice of it: its gradient is rounding, of which Adam makes steps
         torch.testing.assert_close(weights[1][name], value, rtol=2e-2, atol=2e-3)

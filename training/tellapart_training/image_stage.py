@@ -275,18 +275,18 @@ class NullPicture(nn.Module):
         """
         super().__init__()
         self.probability = probability
-        self.pixels: Tensor
-        self.features: Tensor | None
-        self.register_buffer("pixels", torch.from_numpy(null_image(image_px)[None]), persistent=False)
-        self.register_buffer("features", features, persistent=False)
+        # No buffers: data-parallel training would send them around in every step.
+        self.pixels = torch.from_numpy(null_image(image_px)[None])
+        self.features = features
 
     def forward(self, network: CompactPair, features: Tensor) -> Tensor:
         """Features (b, N, C) of images; some rows are the null picture's now."""
         if not self.probability:
             return features
-        null = network.features(self.pixels) if self.features is None else self.features
-        chosen = torch.rand(len(features), 1, 1, device=features.device) < self.probability
-        return torch.where(chosen, null.to(features.dtype), features)
+        device = features.device
+        null = network.features(self.pixels.to(device)) if self.features is None else self.features
+        chosen = torch.rand(len(features), 1, 1, device=device) < self.probability
+        return torch.where(chosen, null.to(device, features.dtype), features)
 
 
 def batch_features(network: CompactPair, pixels: Tensor | None, features: Tensor | None) -> Tensor:
