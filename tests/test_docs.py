@@ -364,7 +364,9 @@ def run_commands(block: Block, desk: Path) -> None:
 @pytest.mark.parametrize(
     "block",
     [
-        pytest.param(block, marks=[pytest.mark.slow] if "python benchmarks/" in block.text else [])
+        pytest.param(
+            block, marks=[pytest.mark.slow, pytest.mark.long] if "python benchmarks/" in block.text else []
+        )
         for block in BLOCKS
         if is_run(block) and not needs_training(block)
     ],

@@ -98,6 +98,7 @@ def test_blocks_are_named_or_refused(toy_bundle: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_both_sides_run_on_openvino_where_they_can(toy_checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("nncf", reason="the extra nncf is not installed")
     from tellapart_export.build import ExportOptions, export_bundle

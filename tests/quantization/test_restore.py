@@ -61,6 +61,7 @@ def test_a_float_bundle_gives_back_its_weights(pair: tuple[Path, Path], tmp_path
         torch.testing.assert_close(after.model.embed_text(ids), before.model.embed_text(ids))
 
 
+@pytest.mark.long
 def test_an_int8_bundle_gives_back_what_its_bytes_stand_for(
     pair: tuple[Path, Path], photos: Path, tmp_path: Path
 ) -> None:
