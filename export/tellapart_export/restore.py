@@ -34,7 +34,7 @@ def restore_checkpoint(bundle: Path, out: Path, *, config: Path) -> None:
     """Write the checkpoint that a bundle was made from, as far as the bundle still knows it.
 
     Args:
-        bundle: ONNX bundle of the compact pair, float or INT8 (schemes `vnni` and `weights`).
+        bundle: ONNX bundle of the compact pair, float or INT8 (schemes `universal`, `vnni` and `weights`).
         out: checkpoint folder to write.
         config: its architecture: a config.json.
 

@@ -262,7 +262,7 @@ class ImageStage:
         return {}
 
 
-class NullPicture(nn.Module):
+class NullPicture:
     """Shows the decoder, now and then, a picture that says nothing instead of an image (method 9.4)."""
 
     def __init__(self, image_px: int, probability: float, features: Tensor | None) -> None:
@@ -273,13 +273,12 @@ class NullPicture(nn.Module):
             probability: chance for each image; 0 never shows it.
             features: (1, N, C) of it; None asks the trunk, which learns, in every step.
         """
-        super().__init__()
+        # No module with buffers: data-parallel training would send them around in every step.
         self.probability = probability
-        # No buffers: data-parallel training would send them around in every step.
         self.pixels = torch.from_numpy(null_image(image_px)[None])
         self.features = features
 
-    def forward(self, network: CompactPair, features: Tensor) -> Tensor:
+    def __call__(self, network: CompactPair, features: Tensor) -> Tensor:
         """Features (b, N, C) of images; some rows are the null picture's now."""
         if not self.probability:
             return features

@@ -64,9 +64,10 @@ def positive_pairs(owners: Tensor, text_keys: Tensor, images: int) -> Tensor:
         never a
         negative: neither two captions of one image nor identical captions of two.
     """
-    own = functional.one_hot(owners, images)  # (m, n)
-    same_words = (text_keys[:, None] == text_keys[None, :]).to(own.dtype)  # (m, m)
-    return (same_words.float() @ own.float()) > 0  # no whole numbers are multiplied on a GPU
+    # As floats: no whole numbers are multiplied on a GPU.
+    own = functional.one_hot(owners, images).float()  # (m, n)
+    same_words = (text_keys[:, None] == text_keys[None, :]).float()  # (m, m)
+    return (same_words @ own) > 0
 
 
 def contrastive_loss(

@@ -54,9 +54,8 @@ class MleObjective(nn.Module):
     ) -> dict[str, Tensor]:
         """See `batches.ImageBatches.batch` for the shapes; returns scalars, "loss" among them."""
         features = batch_features(self.network, pixels, features)  # (b, N, C)
-        cross_kv = self.network.cross_kv(self.null(self.network, features)).index_select(
-            1, owners
-        )  # (2L, b * c, H, N, D)
+        seen = self.null(self.network, features)
+        cross_kv = self.network.cross_kv(seen).index_select(1, owners)  # (2L, b * c, H, N, D)
         inputs, labels = caption_inputs_and_labels(ids, self.pad_id)
         logits = self.network.decoder(inputs, cross_kv)  # (b * c, t, V)
         tokens = sum_over_processes((labels != IGNORED).sum())
