@@ -42,7 +42,7 @@ def test_every_shipped_config_is_read_and_written_back_equal(path: Path, tmp_pat
         ({"data": {"captions": "c", "images": "d", "text": "t"}}, ["data.text must be a list"]),
         ({"optimizer": {"lr": -1}}, ["optimizer.lr must be above 0"]),
         ({"optimizer": {"batch_size": 10, "accumulate": 3}}, ["optimizer.accumulate", "divisor"]),
-        ({"precision": "fp16"}, ["precision must be 'fp32' or 'bf16'"]),
+        ({"precision": "fp16"}, ["precision must be 'fp32', 'bf16' or 'auto'"]),
         ({"captions_per_image": 6}, ["captions_per_image must be 1 to 5"]),
         ({"features_from": "x.onnx"}, ["features_from", "frozen"]),
         (

@@ -16,6 +16,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from tellapart.errors import ConfigError, DataError  # noqa: E402
 from tellapart_model.checkpoint import load_checkpoint  # noqa: E402
+from tellapart_training import loop  # noqa: E402
 from tellapart_training.config import MleConfig, RetrieverConfig, TrainConfig, WarmupConfig  # noqa: E402
 from tellapart_training.config_file import load_config  # noqa: E402
 from tellapart_training.features import Trunk  # noqa: E402
@@ -176,6 +177,26 @@ def test_the_run_folder_tells_what_was_done(toy_settings: list[str]) -> None:
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert facts["steps"] == 4
     assert facts["starts"][0]["versions"]["torch"]
+    assert facts["precision"] == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("precision", "flags", "expected"),
+    [
+        ("auto", ("avx2", "amx_bf16"), "bf16"),
+        ("auto", ("avx512f", "avx512_bf16"), "bf16"),
+        ("auto", ("avx2", "avx512_vnni"), "no"),
+        ("bf16", ("avx2",), "bf16"),
+        ("fp32", ("amx_bf16",), "no"),
+    ],
+)
+def test_precision_is_chosen_by_what_the_processor_multiplies(
+    monkeypatch: pytest.MonkeyPatch, precision: str, flags: tuple[str, ...], expected: str
+) -> None:
+    machine = dataclasses.replace(loop.examine_machine(), cpu_flags=flags)
+    monkeypatch.setattr(loop, "examine_machine", lambda: machine)
+    config = TrainConfig(run="run", init="init", precision=precision, device="cpu")
+    assert loop.make_accelerator(config).mixed_precision == expected
 
 
 def test_missing_images_and_wrong_data_leave_no_cache_behind(toy_settings: list[str], tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ __all__ = [
     "ReinforceConfig", "RetrieverConfig", "RewardConfig", "TrainConfig", "WarmupConfig",
 ]  # fmt: skip
 
+PRECISIONS = ("fp32", "bf16", "auto")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -39,7 +41,8 @@ class TrainConfig:
     """Checkpoint folder to start from."""
     seed: int = 0
     precision: str = "fp32"
-    """`fp32`, or `bf16` for autocast (worth it on CPUs with AMX and on GPUs)."""
+    """`fp32`, `bf16` for autocast, or `auto`: `bf16` where the device computes in it (GPUs, processors with
+    AMX or AVX-512 BF16), else `fp32`. An emulated `bf16` step takes more than ten times as long."""
     device: str = "auto"
     """`auto` takes what Accelerate finds, `cpu` never looks for an accelerator."""
     threads: int = 0
@@ -52,7 +55,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         need(self.run != "", "run", self.run, "the folder of the run")
         need(self.init != "", "init", self.init, "a checkpoint folder to start from")
-        need(self.precision in ("fp32", "bf16"), "precision", self.precision, "'fp32' or 'bf16'")
+        need(self.precision in PRECISIONS, "precision", self.precision, "'fp32', 'bf16' or 'auto'")
         need(self.device in ("auto", "cpu"), "device", self.device, "'auto' or 'cpu'")
         need(self.threads >= 0, "threads", self.threads, "at least 0")
 

@@ -25,6 +25,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from tellapart.doctor import examine_machine
 from tellapart.errors import ConfigError
 from tellapart_training.augment import keyed_generator
 from tellapart_training.config import TrainConfig
@@ -41,6 +42,9 @@ from tellapart_training.state import (
     save_state,
 )
 from tellapart_training.stopwatch import Stopwatch
+
+# Processors that multiply in bf16; others only emulate it. "bf16" is how Linux names it on ARM.
+BF16_FLAGS = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
 
 
 class Stage(Protocol):
@@ -92,10 +96,18 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     # A stage leaves parts of the pair alone; without this, data-parallel training waits for their gradients.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(
-        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        mixed_precision="bf16" if _computes_in_bf16(config) else "no",
         cpu=config.device == "cpu",
         kwargs_handlers=[unused],
     )
+
+
+def _computes_in_bf16(config: TrainConfig) -> bool:
+    if config.precision != "auto":
+        return config.precision == "bf16"
+    if config.device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return not BF16_FLAGS.isdisjoint(examine_machine().cpu_flags)
 
 
 class Run:
@@ -174,6 +186,7 @@ class Run:
             self.folder.write_facts(
                 finished=True, steps=self.step, elapsed_s=round(self.elapsed_s, 1), best=self.best,
                 processes=self.accelerator.num_processes, device=str(self.accelerator.device),
+                precision="bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
             )  # fmt: skip
             progress.say(
                 f"{self.stage.name}: {self.step} steps in {duration(self.elapsed_s)}, best {self.best}"
