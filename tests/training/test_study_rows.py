@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 
+from tellapart.errors import UsageError
 from tellapart_training.config_file import load_config
 from tellapart_training.steps import Step
 from tellapart_training.study.rows import (
@@ -104,3 +106,22 @@ def test_bags_are_mined_once_in_every_size_of_the_curriculum() -> None:
     sizes = step.argv[step.argv.index("--sizes") + 1 : step.argv.index("--bands")]
     assert sizes == [str(size) for size in BAG_SIZES]
     assert "val" not in step.argv  # of the splits
+
+
+def test_a_few_rows_with_a_budget_of_their_own() -> None:
+    rows = [row for row in ROWS if row.name in ("mle", "mle-blended", "sr-blended")]
+    changes = ["mle.views=1", "reinforce.optimizer.batch_size=30", "reinforce.views=2"]
+    places = replace(PLACES, rows=rows, changes=changes)
+    assert bag_steps(places) == []
+    assert blend_steps(replace(places, rows=rows[:1])) == []
+    configs = {step.makes.name: _config(step) for step in [*mle_steps(places), *reward_steps(places)]}
+    assert set(configs) == {f"{row.name}-{seed}" for row in rows for seed in SEEDS}
+    for name, config in configs.items():
+        assert config.views == (1 if name.startswith("mle") else 2)  # type: ignore[attr-defined]
+        assert config.optimizer.batch_size == (128 if name.startswith("mle") else 30)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("change", ["views=1", "warmup.views=1", "mle.views"])
+def test_a_change_that_names_no_stage_or_value_is_refused(change: str) -> None:
+    with pytest.raises(UsageError, match=r"STAGE\.KEY=VALUE"):
+        replace(PLACES, changes=[change])

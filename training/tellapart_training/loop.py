@@ -106,7 +106,7 @@ def _computes_in_bf16(config: TrainConfig) -> bool:
     if config.precision != "auto":
         return config.precision == "bf16"
     if config.device != "cpu" and torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return not BF16_FLAGS.isdisjoint(examine_machine().cpu_flags)
 
 

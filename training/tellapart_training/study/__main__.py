@@ -6,11 +6,20 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tellapart.errors import ConfigError, MissingExtraError, TellapartError, UsageError
 from tellapart_training.study.report import plot, read_results, tables
-from tellapart_training.study.rows import Places, bag_steps, blend_steps, judge_steps, mle_steps, reward_steps
+from tellapart_training.study.rows import (
+    ROWS,
+    Places,
+    bag_steps,
+    blend_steps,
+    judge_steps,
+    mle_steps,
+    reward_steps,
+)
 
 RESULTS = Path("docs/study/results.json")
 PLOT = Path("docs/study/r1_against_cider.svg")
@@ -33,7 +42,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
     if arguments.workers < 1:
         raise UsageError(f"--workers must be at least 1, got {arguments.workers}")
-    places = _places(arguments)
+    rows = [row for row in ROWS if row.name in arguments.rows]
+    places = replace(_places(arguments), rows=rows, changes=arguments.set)
     log = places.run / "study.json"
     # One command at a time while it wants all cores; the rows then share them, which wastes less.
     run_commands([*bag_steps(places), *blend_steps(places), *judge_steps(places)], log=log)
@@ -94,6 +104,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     run = verbs.add_parser("run", parents=[places], help="train what is missing")
     run.add_argument("--workers", type=int, default=1, help="rows trained at once")
+    names = [row.name for row in ROWS]
+    run.add_argument(
+        "--rows", nargs="+", choices=names, default=names, metavar="ROW",
+        help=f"rows to train, with those they start from (default: all of {', '.join(names)})",
+    )  # fmt: skip
+    run.add_argument(
+        "--set", action="append", default=[], metavar="STAGE.KEY=VALUE",
+        help="another value of a setting in every row of a stage, mle or reinforce; for another budget",
+    )  # fmt: skip
     measure = verbs.add_parser("measure", parents=[places], help="caption and score every finished run")
     measure.add_argument("--results", type=Path, default=RESULTS, help="figures to write")
     report = verbs.add_parser("report", help="print the tables and draw the plot")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tellapart.errors import UsageError
 from tellapart_training.config_file import toml_value
 from tellapart_training.steps import Step
 
@@ -14,6 +15,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "study"
 SEEDS = (0, 1, 2)
 BAG_SIZES = (2, 3, 5, 7, 10, 15, 20)
 STEPS_PER_EPOCH = 14
+STAGES = ("mle", "reinforce")
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,27 @@ class Places:
         data: folder with `flickr8k`, `coco_text`, `coco_unlabelled` and `coco_val100`.
         run: folder of the study's runs.
         embedded: folder of the embedded recipe: its trunk, joint checkpoint and scorer are the study's.
+        rows: that are trained.
+        changes: `STAGE.KEY=VALUE` over the settings of every row of a stage, `mle` or `reinforce`.
     """
 
     data: Path
     run: Path
     embedded: Path
+    rows: Sequence[Row] = ROWS
+    changes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for change in self.changes:
+            if change.split(".")[0] not in STAGES or "=" not in change:
+                raise UsageError(f"--set {change}: must be STAGE.KEY=VALUE, STAGE one of {', '.join(STAGES)}")
+
+    def changes_of(self, stage: str) -> list[str]:
+        """Overrides of the stage's configuration, as its command takes them."""
+        prefix = f"{stage}."
+        return [
+            f"--set={change.removeprefix(prefix)}" for change in self.changes if change.startswith(prefix)
+        ]
 
     @property
     def bags(self) -> Path:
@@ -97,7 +115,9 @@ class Places:
 
 
 def bag_steps(places: Places) -> list[Step]:
-    """Bags of look-alikes among the training photos, hard ones alone, in every size of the curriculum."""
+    """Hard bags of training photos that look alike, in every size of the curriculum, if a row needs any."""
+    if not any("curriculum" in row.settings for row in places.rows):
+        return []
     folder = places.data / "flickr8k"
     argv = [
         "mine-bags", "--images", str(folder / "images.tar"), "--captions", str(folder / "captions.jsonl"),
@@ -109,7 +129,9 @@ def bag_steps(places: Places) -> list[Step]:
 
 
 def blend_steps(places: Places) -> list[Step]:
-    """The blended captions, as many a photo as people wrote, so that equal steps read equally many."""
+    """Blended captions, if a row reads any; as many a photo as people wrote, so that steps read alike."""
+    if not any(row.blended for row in places.rows):
+        return []
     captions = str(places.data / "flickr8k/captions.jsonl")
     argv = [
         "boost", "--captions", captions, "--split", "train", "extra", "--per-image", "5",
@@ -135,7 +157,7 @@ def judge_steps(places: Places) -> list[Step]:
 def mle_steps(places: Places) -> list[Step]:
     """The start of each seed; none needs another."""
     steps = []
-    for row in ROWS:
+    for row in places.rows:
         for seed in SEEDS if not row.settings else ():
             target = places.run / f"{row.name}-{seed}"
             settings: dict[str, Any] = {
@@ -145,15 +167,16 @@ def mle_steps(places: Places) -> list[Step]:
             }  # fmt: skip
             if row.blended:
                 settings["data.captions"] = places.blended
-            steps.append(_train("mle", "mle", settings, makes=target))
+            steps.append(_train("mle", "mle", settings, makes=target, changes=places.changes_of("mle")))
     return steps
 
 
 def reward_steps(places: Places) -> list[Step]:
     """Every reward row of every seed, one seed after the other; none needs another."""
     steps = []
+    changes = places.changes_of("reinforce")
     for seed in SEEDS:
-        for row in ROWS:
+        for row in places.rows:
             if not row.settings:
                 continue
             target = places.run / f"{row.name}-{seed}"
@@ -169,14 +192,16 @@ def reward_steps(places: Places) -> list[Step]:
                 settings["data.captions"] = ""
                 settings["data.images"] = places.data / "coco_unlabelled/images.tar"
                 settings["selection"] = "self_retrieval_r1"
-            steps.append(_train("reinforce", "reinforce", settings, makes=target))
+            steps.append(_train("reinforce", "reinforce", settings, makes=target, changes=changes))
     return steps
 
 
-def _train(stage: str, config: str, settings: Mapping[str, Any], *, makes: Path) -> Step:
+def _train(
+    stage: str, config: str, settings: Mapping[str, Any], *, makes: Path, changes: Sequence[str] = ()
+) -> Step:
     overrides = [
         f"--set={key}={toml_value(str(value) if isinstance(value, Path) else value)}"
         for key, value in settings.items()
     ]
-    argv = ["train", stage, "--config", str(CONFIGS / f"{config}.toml"), *overrides]
+    argv = ["train", stage, "--config", str(CONFIGS / f"{config}.toml"), *overrides, *changes]
     return Step(makes.name, makes, argv, trains=stage != "init")
