@@ -61,8 +61,9 @@ test-app: $(APP_TESTABLE)
 # The SDK's own are run where only it is installed, but for those that need more.
 EVERYTHING_ELSE := tests/export tests/quantization tests/training tests/sdk/test_backends.py tests/sdk/test_openvino.py \
   $(sort $(wildcard tests/test_*.py))
+# A file's tests share what they made, so each file has one worker; a worker has one thread, or they wait for one another.
 test: test-sdk test-app $(DEV)
-	$(DEV_ENV)/bin/python -m pytest -m "not long" $(EVERYTHING_ELSE)
+	OMP_NUM_THREADS=1 $(DEV_ENV)/bin/python -m pytest -m "not long" -n auto --maxprocesses 4 --dist loadfile $(EVERYTHING_ELSE)
 
 # What the docs say of training, export and quantization, command by command: minutes.
 test-long: $(DEV)
