@@ -16,6 +16,7 @@ from tellapart.errors import DataError, UsageError  # noqa: E402
 from tellapart.truematch import Benchmark, random_groups, read_benchmark, write_benchmark  # noqa: E402
 from tellapart_training.images import ImageSource  # noqa: E402
 from tellapart_training.judged import Groups, Judges  # noqa: E402
+from tellapart_training.scorer import open_scorer  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -164,3 +165,15 @@ def test_checkpoints_are_opened_once_for_many_sets(
     assert facts["judges"]["judge"] == judges.scorers["judge"].sha256
     with pytest.raises(UsageError, match="twice"):
         Judges.open({}, images=ImageSource(toy_world / "images"), names=["0.png", "0.png"], cache=tmp_path)
+
+
+def test_images_are_embedded_once_and_the_wait_is_seen(
+    toy_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tellapart_training.scorer.PROGRESS_IMAGES", 8)
+    scorer, source = open_scorer(toy_world / "init"), ImageSource(toy_world / "images")
+    names = source.names()[:12]
+    first = scorer.embed_images(source, names, cache=tmp_path, batch_size=4)
+    assert "init: embedded 8 of 12 images" in capsys.readouterr().err
+    assert np.array_equal(scorer.embed_images(source, names, cache=tmp_path), first)
+    assert "embedded" not in capsys.readouterr().err

@@ -19,9 +19,10 @@ from torch import Tensor
 from tellapart.errors import DataError
 from tellapart_training.batches import pad_ids
 from tellapart_training.data import normalise_caption
-from tellapart_training.images import ImageSource, pixel_cache
+from tellapart_training.images import ImageSource, pixel_cache, say_on_stderr
 from tellapart_training.pair import TrainedPair, open_pair
 
+PROGRESS_IMAGES = 1024
 EmbeddingArray = npt.NDArray[np.float32]
 
 
@@ -75,6 +76,9 @@ class Scorer:
                 batch = torch.from_numpy(np.array(pixels[start : start + batch_size])).to(self._device)
                 features = self._pair.network.features(batch)
                 rows.append(self._pair.network.embed_features(features).float().cpu().numpy())
+                done = start + len(batch)
+                if done % PROGRESS_IMAGES == 0:
+                    say_on_stderr(f"{self.name}: embedded {done} of {len(names)} images")
             scratch = cache / f"embeddings-{key}.{os.getpid()}.tmp"
             try:
                 with scratch.open("wb") as file:
