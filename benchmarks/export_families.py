@@ -84,7 +84,8 @@ def make_git(folder: Path) -> None:
 
 def make_clipcap(folder: Path) -> None:
     """Our ClipCap at the size of its authors'."""
-    from tellapart_model.clipcap import ClipCap, ClipCapConfig, save_clipcap
+    from tellapart_model.clipcap import ClipCap, save_clipcap
+    from tellapart_model.clipcap_config import ClipCapConfig
     from toy_families import liven, write_gpt2_words
 
     write_gpt2_words(folder)

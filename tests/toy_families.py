@@ -324,7 +324,8 @@ def make_clipcap(folder: Path) -> Path:
     import dataclasses
 
     from tellapart.byte_pairs import byte_signs
-    from tellapart_model.clipcap import ClipCap, ClipCapConfig, save_clipcap
+    from tellapart_model.clipcap import ClipCap, save_clipcap
+    from tellapart_model.clipcap_config import ClipCapConfig
 
     size = write_gpt2_words(folder)
     torch.manual_seed(7)

@@ -38,7 +38,8 @@ def _learns(network: Any, part: str) -> int:
 def test_clipcap_trains_as_many_parameters_as_method_4_3_says() -> None:
     """Smoke test (ii) of method 10; nothing is allocated."""
     pytest.importorskip("transformers")
-    from tellapart_model.clipcap import ClipCap, ClipCapConfig
+    from tellapart_model.clipcap import ClipCap
+    from tellapart_model.clipcap_config import ClipCapConfig
 
     with torch.device("meta"):
         network = ClipCap(ClipCapConfig())

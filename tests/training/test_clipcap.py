@@ -15,13 +15,13 @@ from safetensors.torch import save_file  # noqa: E402
 from tellapart.errors import CheckpointError, ConfigError  # noqa: E402
 from tellapart_model.clipcap import (  # noqa: E402
     ClipCap,
-    ClipCapConfig,
     from_pretrained_parts,
     load_clipcap,
     load_original_weights,
     save_clipcap,
     stop_token_ids,
 )
+from tellapart_model.clipcap_config import ClipCapConfig  # noqa: E402
 
 pytestmark = pytest.mark.train
 

@@ -6,9 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tellapart_model import generate  # noqa: E402
 from tellapart_model.compact import CompactPair  # noqa: E402
-from tellapart_model.config import END_ID, PAD_ID, START_ID, CompactConfig  # noqa: E402
+from tellapart_model.config import END_ID, PAD_ID, START_ID, UNKNOWN_ID, CompactConfig  # noqa: E402
 from tellapart_model.generate import draw, forbid_specials, greedy, sample  # noqa: E402
 
 LONGEST = 9
@@ -91,4 +90,4 @@ def test_specials_are_never_drawn() -> None:
     torch.manual_seed(4)
     drawn = sample(pair, keys, max_new_tokens=LONGEST, temperature=50.0)
     assert START_ID not in drawn.unique().tolist()
-    assert generate.UNKNOWN_ID not in drawn.unique().tolist()
+    assert UNKNOWN_ID not in drawn.unique().tolist()

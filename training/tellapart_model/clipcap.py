@@ -12,9 +12,6 @@ Axis letters: b images, P prefix vectors, T caption tokens, E width of the CLIP 
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -25,90 +22,18 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, GPT2Config, GPT2LMHeadModel
 from transformers.cache_utils import DynamicCache
 
-from tellapart.errors import CheckpointError, ConfigError
+from tellapart.errors import CheckpointError
+from tellapart_model.captioner import CaptionNetwork
+from tellapart_model.clipcap_config import ARCHITECTURE, CLIP_MEAN, CLIP_STD, ClipCapConfig
+from tellapart_model.clipcap_walk import ClipCapWalk
 
-ARCHITECTURE = "clipcap"
 TIED_KEY = "language.lm_head.weight"  # the same tensor as the token embedding, so it is not stored
 
 
-@dataclasses.dataclass(frozen=True)
-class ClipCapConfig:
-    """Sizes of the three parts; the defaults are CLIP ViT-B/32 and GPT-2 small (243.8 M parameters)."""
-
-    architecture: str = ARCHITECTURE
-    image_px: int = 224
-    """Side of the square input, pixels."""
-    patch_px: int = 32
-    """Side of one ViT patch, pixels."""
-    vision_width: int = 768
-    vision_layers: int = 12
-    vision_heads: int = 12
-    embedding_width: int = 512
-    """Width of CLIP's projected image embedding."""
-    prefix_length: int = 10
-    """Vectors that stand for the image in front of the caption."""
-    vocabulary_size: int = 50257
-    language_width: int = 768
-    language_layers: int = 12
-    language_heads: int = 12
-    max_positions: int = 1024
-    """Positions GPT-2 knows."""
-    max_length: int = 50
-    """Longest sequence, prefix included: at most ``max_length - prefix_length`` new tokens."""
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that cannot be built."""
-        if self.architecture != ARCHITECTURE:
-            raise ConfigError(f"architecture: expected '{ARCHITECTURE}', got '{self.architecture}'")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name != "architecture" and (type(value) is not int or value < 1):
-                raise ConfigError(f"{field.name}: expected a whole number from 1 up, got {value!r}")
-        if self.image_px % self.patch_px:
-            raise ConfigError(f"image_px: {self.image_px} is not a multiple of patch_px {self.patch_px}")
-        if not self.prefix_length < self.max_length <= self.max_positions:
-            raise ConfigError(
-                f"max_length: expected above prefix_length {self.prefix_length} and at most max_positions "
-                f"{self.max_positions}, got {self.max_length}"
-            )
-
-    @classmethod
-    def toy(cls) -> ClipCapConfig:
-        """A pair of towers small enough for a unit test."""
-        return cls(
-            image_px=32, patch_px=16, vision_width=16, vision_layers=2, vision_heads=2, embedding_width=8,
-            prefix_length=3, vocabulary_size=40, language_width=16, language_layers=2, language_heads=2,
-            max_positions=32, max_length=15,
-        )  # fmt: skip
-
-    @classmethod
-    def from_json(cls, text: str) -> ClipCapConfig:
-        """Read a configuration.
-
-        Raises:
-            ConfigError: not a JSON object, an unknown key (the nearest known one is named), or a bad value.
-        """
-        try:
-            fields = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"ClipCap configuration is not JSON: {error}") from error
-        if not isinstance(fields, dict):
-            raise ConfigError("ClipCap configuration: expected a JSON object")
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in fields:
-            if key not in known:
-                nearest = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"; did you mean '{nearest[0]}'?" if nearest else f"; known keys: {', '.join(known)}"
-                raise ConfigError(f"ClipCap configuration: unknown key '{key}'{hint}")
-        return cls(**fields)
-
-    def to_json(self) -> str:
-        """The configuration as indented JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-
-class ClipCap(nn.Module):
+class ClipCap(CaptionNetwork):
     """CLIP image tower, mapper and GPT-2 in a row."""
+
+    architecture = ARCHITECTURE
 
     def __init__(self, config: ClipCapConfig) -> None:
         """Build the three parts with random weights (real ones: `from_pretrained_parts`, `load_clipcap`)."""
@@ -152,9 +77,12 @@ class ClipCap(nn.Module):
         Returns:
             (b, P, language_width) float32.
         """
-        embedding = self.vision(pixel_values=pixels).image_embeds  # (b, E), on purpose not of unit length
+        return self._prefix(self.vision(pixel_values=pixels).image_embeds)
+
+    def _prefix(self, embedding: Tensor) -> Tensor:
+        """(b, E), on purpose not of unit length -> (b, P, language_width)."""
         vectors: Tensor = self.mapper(embedding)
-        return vectors.view(len(pixels), self.config.prefix_length, self.config.language_width)
+        return vectors.view(len(embedding), self.config.prefix_length, self.config.language_width)
 
     def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
         """Teacher-forced logits of every caption token.
@@ -170,6 +98,51 @@ class ClipCap(nn.Module):
         embeds = torch.cat([self.prefix(pixels), words], dim=1)
         logits: Tensor = self.language(inputs_embeds=embeds).logits
         return logits[:, self.config.prefix_length - 1 : -1]
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Pixels (b, s, s, 3) uint8 -> CLIP's projected embedding as one token, (b, 1, E) float32."""
+        mean, std = (torch.tensor(values, device=pixels.device) for values in (CLIP_MEAN, CLIP_STD))
+        scaled = (pixels.float() / 255 - mean) / std
+        embedding: Tensor = self.vision(pixel_values=scaled.permute(0, 3, 1, 2)).image_embeds
+        return embedding[:, None]
+
+    def condition(self, features: Tensor) -> Tensor:
+        """Features (b, 1, E) -> the prefix, (1, b, P, language_width)."""
+        return self._prefix(features[:, 0])[None]
+
+    def logits(self, ids: Tensor, condition: Tensor) -> Tensor:
+        """Teacher forcing as the trainer has it.
+
+        Args:
+            ids: (r, T) int64 from the start mark on, which is not read; ids past the vocabulary are padding.
+            condition: (1, r, P, language_width).
+
+        Returns:
+            (r, T, V); row t predicts the token after ``ids[:, t]``.
+        """
+        body = self.language.transformer
+        words = body.wte(ids[:, 1:].clamp(max=self.config.vocabulary_size - 1))
+        embeds = torch.cat([condition[0], words], dim=1)
+        hidden = body(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        # The head last, as logits of the prefix would be as wide as the vocabulary for nothing.
+        logits: Tensor = self.language.lm_head(hidden[:, self.config.prefix_length - 1 :])
+        return logits
+
+    def walk(self, condition: Tensor, longest: int) -> ClipCapWalk:
+        """See `CaptionNetwork`."""
+        return ClipCapWalk(self.language, condition[0], longest)
+
+    def freeze_before(self, block: int, *, depthwise: bool) -> None:
+        """Keep the patch embedding and the layers of the image tower before `block` as they are.
+
+        Args:
+            block: 0 lets all learn.
+            depthwise: says nothing here, as the tower has no such filters.
+        """
+        tower = self.vision.vision_model
+        if block:
+            for part in (tower.embeddings, tower.pre_layrnorm, *tower.encoder.layers[:block]):
+                part.requires_grad_(False)
 
     @torch.no_grad()
     def generate(

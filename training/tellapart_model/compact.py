@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tellapart_model.caption_model import CaptionDecoder, CrossBridge
+from tellapart_model.captioner import CaptionNetwork
 from tellapart_model.config import CompactConfig
 from tellapart_model.retrieval_model import ImagePool, TextTower
 from tellapart_model.vision import FEATURE_CHANNELS, EfficientNetLite
@@ -15,8 +16,10 @@ from tellapart_model.vision import FEATURE_CHANNELS, EfficientNetLite
 MAX_LOGIT_SCALE = math.log(100.0)
 
 
-class CompactPair(nn.Module):
+class CompactPair(CaptionNetwork):
     """Captioner and retriever over one trunk. Parts: trunk, bridge, decoder, pool, text."""
+
+    architecture = "compact"
 
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()
@@ -43,6 +46,29 @@ class CompactPair(nn.Module):
         packed: Tensor = self.bridge(features)
         return packed
 
+    def condition(self, features: Tensor) -> Tensor:
+        """See `CaptionNetwork`: `cross_kv`."""
+        return self.cross_kv(features)
+
+    def logits(self, ids: Tensor, condition: Tensor) -> Tensor:
+        """See `CaptionNetwork`."""
+        logits: Tensor = self.decoder(ids, condition)
+        return logits
+
+    def walk(self, condition: Tensor, longest: int) -> CompactWalk:
+        """See `CaptionNetwork`."""
+        return CompactWalk(self.decoder, condition, longest)
+
+    def freeze_before(self, block: int, *, depthwise: bool) -> None:
+        """See `EfficientNetLite.freeze_before`."""
+        self.trunk.freeze_before(block, depthwise=depthwise)
+
+    def freeze_retriever(self) -> None:
+        """Keep pooling, text tower and temperature as they are."""
+        for part in (self.pool, self.text):
+            part.requires_grad_(False)
+        self.log_scale.requires_grad_(False)
+
     def embed_features(self, features: Tensor) -> Tensor:
         """(b, n, c) -> (b, e) unit rows."""
         rows: Tensor = self.pool(features)
@@ -57,3 +83,23 @@ class CompactPair(nn.Module):
         """The vision pass: pixels (b, s, s, 3) uint8 -> cross_kv (2l, b, h, n, d), embedding (b, e)."""
         features = self.features(pixels)
         return self.cross_kv(features), self.embed_features(features)
+
+
+class CompactWalk:
+    """Captions of a batch under way, over one buffer of keys and values; see `captioner.Walk`."""
+
+    def __init__(self, decoder: CaptionDecoder, cross_kv: Tensor, longest: int) -> None:
+        """Take cross_kv (2l, r, h, n, d)."""
+        config, rows = decoder.config, cross_kv.shape[1]
+        self._decoder, self._cross_kv, self._past = decoder, cross_kv, 0
+        self._cache = cross_kv.new_zeros(2 * config.layers, rows, config.heads, longest, config.head_width)
+
+    def step(self, ids: Tensor) -> Tensor:
+        """See `Walk`."""
+        logits = self._decoder.step_into(ids, self._past, self._cache, self._cross_kv)
+        self._past += 1
+        return logits
+
+    def keep(self, rows: Tensor) -> None:
+        """See `Walk`."""
+        self._cache, self._cross_kv = self._cache[:, rows], self._cross_kv[:, rows]

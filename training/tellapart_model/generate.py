@@ -10,43 +10,57 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tellapart_model.captioner import COMPACT_MARKS, CaptionNetwork, Marks
 from tellapart_model.compact import CompactPair
-from tellapart_model.config import END_ID, PAD_ID, START_ID, UNKNOWN_ID
+from tellapart_model.config import END_ID, START_ID
 
 
-def forbid_specials(logits: Tensor) -> Tensor:
-    """Logits (b, v) with padding, unknown and start pieces ruled out: they are never part of a caption."""
-    barred = torch.tensor([PAD_ID, UNKNOWN_ID, START_ID], device=logits.device)
+def forbid_specials(logits: Tensor, marks: Marks = COMPACT_MARKS) -> Tensor:
+    """Logits (..., v) with what is never part of a caption ruled out: padding, unknown and start pieces."""
+    if not marks.barred:
+        return logits
+    barred = torch.tensor(marks.barred, device=logits.device)
     return logits.index_fill(-1, barred, float("-inf"))
 
 
-def greedy(model: CompactPair, cross_kv: Tensor, *, max_new_tokens: int) -> Tensor:
+def greedy(
+    model: CaptionNetwork, condition: Tensor, *, max_new_tokens: int, marks: Marks = COMPACT_MARKS
+) -> Tensor:
     """Most likely token at each step.
 
     Args:
         model: The network, in eval mode.
-        cross_kv: (2l, b, h, n, d) float.
+        condition: (_, b, ...) float, see `CaptionNetwork`; cross_kv (2l, b, h, n, d) of the compact pair.
         max_new_tokens: longest caption, the end piece included.
+        marks: of the network's vocabulary.
 
     Returns:
-        (b, t) int64 without the start piece, t <= max_new_tokens; after the end piece rows hold `PAD_ID`.
+        (b, t) int64 without the start piece, t <= max_new_tokens; after the end piece rows hold `marks.pad`.
     """
-    return _unroll(model, cross_kv, max_new_tokens, lambda logits: logits.argmax(-1))
+    return _unroll(model, condition, max_new_tokens, marks, lambda logits: logits.argmax(-1))
 
 
-def sample(model: CompactPair, cross_kv: Tensor, *, max_new_tokens: int, temperature: float = 1.0) -> Tensor:
+def sample(
+    model: CaptionNetwork,
+    condition: Tensor,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    marks: Marks = COMPACT_MARKS,
+) -> Tensor:
     """Captions drawn from the model's own distribution, with torch's global generator.
 
     Args:
         model: The network, in eval mode.
-        cross_kv: (2l, b, h, n, d) float; repeat a row to draw several captions of one image.
+        condition: as for `greedy`; repeat a row to draw several captions of one image.
         max_new_tokens: longest caption, the end piece included.
         temperature: divides the logits, above 0.
+        marks: of the network's vocabulary.
 
     Returns:
         As `greedy`; a row without an end piece was cut.
     """
-    return _unroll(model, cross_kv, max_new_tokens, lambda logits: draw(logits / temperature))
+    return _unroll(model, condition, max_new_tokens, marks, lambda logits: draw(logits / temperature))
 
 
 def draw(logits: Tensor) -> Tensor:
@@ -74,28 +88,31 @@ _COMPACT_BELOW = 0.75
 
 @torch.no_grad()
 def _unroll(
-    model: CompactPair, cross_kv: Tensor, max_new_tokens: int, pick: Callable[[Tensor], Tensor]
+    model: CaptionNetwork,
+    condition: Tensor,
+    max_new_tokens: int,
+    marks: Marks,
+    pick: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    batch, device = cross_kv.shape[1], cross_kv.device
-    out = torch.full((batch, max_new_tokens), PAD_ID, device=device)
+    batch, device = condition.shape[1], condition.device
+    out = torch.full((batch, max_new_tokens), marks.pad, device=device)
     rows = torch.arange(batch, device=device)  # of `out`, for each row still in hand
-    config = model.config
-    cache = cross_kv.new_zeros(2 * config.layers, batch, config.heads, max_new_tokens, config.head_width)
-    ids = torch.full((batch, 1), START_ID, device=device)
+    ends = torch.tensor(sorted(marks.ends), device=device)
+    walk = model.walk(condition, max_new_tokens)
+    ids = torch.full((batch, 1), marks.start, device=device)
     growing = torch.ones(batch, dtype=torch.bool, device=device)
     for past in range(max_new_tokens):
-        logits = model.decoder.step_into(ids, past, cache, cross_kv)
-        token = pick(forbid_specials(logits.float())).masked_fill(~growing, PAD_ID)
+        token = pick(forbid_specials(walk.step(ids).float(), marks)).masked_fill(~growing, marks.pad)
         out[rows, past] = token
-        growing = growing & (token != END_ID)
+        growing = growing & ~torch.isin(token, ends)
         left = int(growing.sum())
         if left == 0:
             return out[:, : past + 1]
         ids = token[:, None]
         if left < _COMPACT_BELOW * len(rows):
             keep = growing.nonzero()[:, 0]
-            rows, ids, cache, cross_kv = rows[keep], ids[keep], cache[:, keep], cross_kv[:, keep]
-            growing = growing[keep]
+            rows, ids, growing = rows[keep], ids[keep], growing[keep]
+            walk.keep(keep)
     return out
 
 

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 from torch import nn
 
 from tellapart.errors import ConfigError, MissingExtraError
-from tellapart_model.compact import CompactPair
+from tellapart_model.captioner import CaptionNetwork
 from tellapart_training.config import LoraConfig
+from tellapart_training.optimisation import part_of
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -29,6 +30,12 @@ CLIPCAP_VISION_TARGETS = (
     r"vision\.vision_model\.encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj)|mlp\.(fc1|fc2))"
 )
 """Both as method 4.3 names them; see `share_inputs` for the vision tower's three projections."""
+_CLIPCAP_QUERY = re.compile(r"(vision\..*\.self_attn)\.q_proj")
+TARGETS = {
+    "compact": (DECODER_TARGETS, TRUNK_TARGETS),
+    "clipcap": (CLIPCAP_LANGUAGE_TARGETS, CLIPCAP_VISION_TARGETS),
+}
+"""Of decoder and trunk, by `CaptionNetwork.architecture`."""
 
 
 def add_lora(network: nn.Module, targets: Sequence[str], config: LoraConfig) -> list[str]:
@@ -125,8 +132,10 @@ def _adapted(network: nn.Module, name: str) -> Any:
     return network.get_submodule(name)
 
 
-def lora_of_run(network: CompactPair, config: LoraConfig) -> None:
+def lora_of_run(network: CaptionNetwork, config: LoraConfig) -> None:
     """Freeze the decoder, and the trunk where asked, and put adapters on them, in place.
+
+    Queries, keys and values of ClipCap's image tower share their first factor.
 
     Args:
         network: of the run; nothing happens with rank 0.
@@ -137,7 +146,10 @@ def lora_of_run(network: CompactPair, config: LoraConfig) -> None:
     """
     if not config.rank:
         return
-    network.decoder.requires_grad_(False)
-    if config.trunk:
-        network.trunk.requires_grad_(False)
-    add_lora(network, [DECODER_TARGETS, *([TRUNK_TARGETS] if config.trunk else [])], config)
+    for name, parameter in network.named_parameters():
+        if part_of(name) == "decoder" or (config.trunk and part_of(name) == "trunk"):
+            parameter.requires_grad_(False)
+    decoder, trunk = TARGETS[network.architecture]
+    adapted = add_lora(network, [decoder, *([trunk] if config.trunk else [])], config)
+    layers = [found[1] for found in map(_CLIPCAP_QUERY.fullmatch, adapted) if found]
+    share_inputs(network, [[f"{layer}.{each}_proj" for each in "qkv"] for layer in layers])

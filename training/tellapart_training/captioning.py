@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tellapart_model.config import END_ID
-from tellapart_model.generate import beam_search, greedy
-from tellapart_training.pair import TrainedPair
+from tellapart_model.generate import beam_search
+from tellapart_training.captioner import TrainedCaptioner
+from tellapart_training.pair import pair_of
 
 
 class WrittenCaption(NamedTuple):
@@ -19,34 +19,38 @@ class WrittenCaption(NamedTuple):
 
 
 def captions_of(
-    pair: TrainedPair, cross_kv: Tensor, *, beams: int = 1, max_new_tokens: int = 24
+    captioner: TrainedCaptioner, condition: Tensor, *, beams: int = 1, max_new_tokens: int = 24
 ) -> list[str]:
     """The texts of `write_captions`."""
-    written = write_captions(pair, cross_kv, beams=beams, max_new_tokens=max_new_tokens)
+    written = write_captions(captioner, condition, beams=beams, max_new_tokens=max_new_tokens)
     return [caption.text for caption in written]
 
 
 def write_captions(
-    pair: TrainedPair, cross_kv: Tensor, *, beams: int = 1, max_new_tokens: int = 24
+    captioner: TrainedCaptioner, condition: Tensor, *, beams: int = 1, max_new_tokens: int = 24
 ) -> list[WrittenCaption]:
     """Captions of a batch of images.
 
     Args:
-        pair: network in eval mode, tokenizer.
-        cross_kv: (2L, b, H, N, D).
-        beams: 1 is greedy.
+        captioner: network in eval mode, tokenizer.
+        condition: (_, b, ...), see `CaptionNetwork`.
+        beams: 1 is greedy; more only for the compact pair.
         max_new_tokens: longest caption, end piece included.
 
     Returns:
         One lower-case text for each image.
+
+    Raises:
+        CheckpointError: beams for another architecture.
     """
-    max_new_tokens = min(max_new_tokens, pair.max_tokens - 1)
+    max_new_tokens = min(max_new_tokens, captioner.max_tokens - 1)
     if beams == 1:
         # Rows are padded behind the end piece; the tokenizer drops special pieces.
-        rows = greedy(pair.network, cross_kv, max_new_tokens=max_new_tokens).tolist()
-        cut = [END_ID not in row for row in rows]
+        rows = captioner.greedy(condition, max_new_tokens).tolist()
+        cut = [not captioner.has_end(row) for row in rows]
     else:
-        rows = beam_search(pair.network, cross_kv, beams=beams, max_new_tokens=max_new_tokens)
+        network = pair_of(captioner, "beam search in training").network
+        rows = beam_search(network, condition, beams=beams, max_new_tokens=max_new_tokens)
         # The end piece is left out and counts, so a caption that has one is shorter than the longest.
         cut = [len(row) >= max_new_tokens for row in rows]
-    return [WrittenCaption(pair.tokenizer.decode(row), was) for row, was in zip(rows, cut, strict=True)]
+    return [WrittenCaption(captioner.decode(row), was) for row, was in zip(rows, cut, strict=True)]

@@ -11,21 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tellapart_model.captioner import COMPACT_MARKS, Marks
 from tellapart_model.generate import forbid_specials
 from tellapart_training.losses import IGNORED, process_count, sum_over_processes
 
 
-def policy_logprobs(logits: Tensor, temperature: float) -> Tensor:
+def policy_logprobs(logits: Tensor, temperature: float, marks: Marks = COMPACT_MARKS) -> Tensor:
     """Log-probabilities of the distribution that captions are drawn from.
 
     Args:
         logits: (b, t, V) of any float type.
         temperature: as it was drawn with.
+        marks: of the vocabulary.
 
     Returns:
         (b, t, V) float32; -inf at pieces that are never drawn (padding, unknown, start).
     """
-    allowed = forbid_specials(logits.float())
+    allowed = forbid_specials(logits.float(), marks)
     return (allowed if temperature == 1 else allowed / temperature).log_softmax(-1)
 
 

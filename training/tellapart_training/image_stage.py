@@ -13,9 +13,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from tellapart.errors import DataError
+from tellapart.errors import ConfigError, DataError
 from tellapart.guidance import null_image
-from tellapart_model.compact import CompactPair
+from tellapart_model.captioner import CaptionNetwork
 from tellapart_training.batches import (
     CaptionedImages,
     ImageBatches,
@@ -24,6 +24,7 @@ from tellapart_training.batches import (
     captioned_images,
     fitting_batch_size,
 )
+from tellapart_training.captioner import TrainedCaptioner, open_captioner, trunk_identity
 from tellapart_training.config import AugmentConfig, ImageStageConfig
 from tellapart_training.data import (
     CaptionRecord,
@@ -35,7 +36,6 @@ from tellapart_training.data import (
 from tellapart_training.features import Trunk, feature_cache, onnx_trunk
 from tellapart_training.images import ImageSource, pixel_cache, say_on_stderr
 from tellapart_training.loop import make_accelerator
-from tellapart_training.pair import TrainedPair, open_pair, trunk_identity
 from tellapart_training.run_folder import RunFolder
 from tellapart_training.tuning import tuning_figures
 
@@ -62,7 +62,7 @@ class OpenedStage(NamedTuple):
 
     accelerator: Accelerator
     folder: RunFolder
-    pair: TrainedPair
+    captioner: TrainedCaptioner
     data: ImageData
 
 
@@ -83,24 +83,32 @@ def open_image_stage(
     torch.manual_seed(config.seed)
     accelerator = make_accelerator(config)
     folder = RunFolder(config, stage=name, resume=resume)
-    pair = open_pair(Path(config.init))
+    captioner = open_captioner(Path(config.init))
     say = say_on_stderr if accelerator.is_main_process else lambda _text: None
     return OpenedStage(
-        accelerator, folder, pair, load_image_data(config, pair, accelerator, trunk=trunk, say=say)
+        accelerator,
+        folder,
+        captioner,
+        load_image_data(config, captioner, accelerator, trunk=trunk, say=say),
     )
 
 
 def load_image_data(
-    config: ImageStageConfig, pair: TrainedPair, accelerator: Accelerator, *, trunk: Trunk | None, say: Say
+    config: ImageStageConfig,
+    captioner: TrainedCaptioner,
+    accelerator: Accelerator,
+    *,
+    trunk: Trunk | None,
+    say: Say,
 ) -> ImageData:
     """Read captions, decode images once, compute features once where the trunk does not learn.
 
     Args:
         config: of the stage.
-        pair: tokenizer, preprocessing and the trunk's weights.
+        captioner: tokenizer, preprocessing and the trunk's weights.
         accelerator: the main process fills the caches, the others wait and read them.
-        trunk: stands for the pair's trunk where `config.trunk` is "frozen"; None takes `features_from` or
-            the pair's.
+        trunk: stands for the captioner's trunk where `config.trunk` is "frozen"; None takes `features_from`
+            or the captioner's.
         say: receives progress lines.
 
     Raises:
@@ -124,27 +132,27 @@ def load_image_data(
     if report.summary():
         say(f"{config.data.captions}: {report.summary()}")
     say(f"{len(train)} images to train on, {len(tuning)} held back")
-    frozen = (trunk or _frozen_trunk(config, pair, accelerator)) if config.trunk == "frozen" else None
+    frozen = (trunk or _frozen_trunk(config, captioner, accelerator)) if config.trunk == "frozen" else None
 
     def ready(chosen: Sequence[CaptionRecord], views: int) -> CaptionedImages:
         names = [record.image for record in chosen]
         folder = Path(config.data.cache)
-        pixels = pixel_cache(source, names, pair.preprocessing, folder, say=say)
-        data = captioned_images(chosen, pair.encode, pixels=pixels)
+        pixels = pixel_cache(source, names, captioner.preprocessing, folder, say=say)
+        data = captioned_images(chosen, captioner.encode, pixels=pixels)
         if frozen is None:
             return data
         augmentation = config.augment if config.augment.enabled else AugmentConfig(enabled=False)
-        identity = hashlib.sha256(f"{source.identity}{names}{pair.preprocessing}".encode()).hexdigest()
+        identity = hashlib.sha256(f"{source.identity}{names}{captioner.preprocessing}".encode()).hexdigest()
         features = feature_cache(
             frozen, pixels, data.truths, pixels_identity=identity,
             views=views if config.augment.enabled else 1, config=augmentation,
             seed=config.data.seed, folder=folder, say=say,
         )  # fmt: skip
-        return captioned_images(chosen, pair.encode, features=features)
+        return captioned_images(chosen, captioner.encode, features=features)
 
     null = None
     if frozen is not None and config.null_probability:
-        null = torch.from_numpy(frozen.encode(null_image(pair.config.image_px)[None]))
+        null = torch.from_numpy(frozen.encode(null_image(captioner.preprocessing.image_px)[None]))
     with accelerator.main_process_first():
         return ImageData(ready(train, config.views), ready(tuning, 1) if tuning else None, null)
 
@@ -163,10 +171,12 @@ def undescribed_records(source: ImageSource, *, split: str) -> list[CaptionRecor
     return [CaptionRecord(name, split, ()) for name in names]
 
 
-def _frozen_trunk(config: ImageStageConfig, pair: TrainedPair, accelerator: Accelerator) -> Trunk:
+def _frozen_trunk(config: ImageStageConfig, captioner: TrainedCaptioner, accelerator: Accelerator) -> Trunk:
     if config.features_from:
+        if captioner.network.architecture != "compact":
+            raise ConfigError("features_from is for the compact pair: leave it empty for this checkpoint")
         return onnx_trunk(Path(config.features_from))
-    network = pair.network
+    network = captioner.network
 
     def encode(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.float32]]:
         network.eval().to(accelerator.device)
@@ -174,7 +184,7 @@ def _frozen_trunk(config: ImageStageConfig, pair: TrainedPair, accelerator: Acce
             features = network.features(torch.from_numpy(pixels).to(accelerator.device))
         return np.asarray(features.float().cpu().numpy())
 
-    return Trunk(encode, trunk_identity(pair))
+    return Trunk(encode, trunk_identity(captioner))
 
 
 class ImageStage:
@@ -185,7 +195,7 @@ class ImageStage:
         *,
         name: str,
         config: ImageStageConfig,
-        pair: TrainedPair,
+        captioner: TrainedCaptioner,
         objective: nn.Module,
         data: ImageData,
         accelerator: Accelerator,
@@ -200,7 +210,7 @@ class ImageStage:
         Args:
             name: of the stage.
             config: resolved.
-            pair: whose network is trained.
+            captioner: whose network is trained.
             objective: takes a batch.
             data: made ready by `load_image_data`.
             accelerator: of the run.
@@ -210,13 +220,13 @@ class ImageStage:
             order: of the images, other than random batches.
             max_steps: batches of an epoch at most; 0 takes all.
         """
-        self.name, self.config, self.pair, self.data = name, config, pair, data
-        self.network, self.objective = pair.network, objective
+        self.name, self.config, self.captioner, self.data = name, config, captioner, data
+        self.network, self.objective = captioner.network, objective
         self.selection, self.higher_is_better = selection, True
         self.device = accelerator.device
         self._captions = captions
         if config.trunk == "tuned":
-            pair.network.trunk.freeze_before(config.trunk_first_block, depthwise=config.trunk_depthwise)
+            captioner.network.freeze_before(config.trunk_first_block, depthwise=config.trunk_depthwise)
         share = Share(accelerator.process_index, accelerator.num_processes)
         per_image = config.captions_per_image if captions_per_image is None else captions_per_image
         accumulate = config.optimizer.accumulate
@@ -227,7 +237,7 @@ class ImageStage:
             ),
             accumulate=accumulate,
             captions_per_image=per_image,
-            pad_id=pair.tokenizer.pad_id, share=share, device=accelerator.device,
+            pad_id=captioner.marks.pad, share=share, device=accelerator.device,
             order=order, max_steps=max_steps,
         )  # fmt: skip
         self.steps_per_epoch = [self.batches.steps(epoch) for epoch in range(config.optimizer.epochs)]
@@ -238,7 +248,7 @@ class ImageStage:
 
     def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
         """See `loop.Stage`."""
-        self.pair.save(folder, facts)
+        self.captioner.save(folder, facts)
 
     def evaluate(self, epoch: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Figures on the held-back images.
@@ -251,7 +261,7 @@ class ImageStage:
             return {}, []
         with torch.inference_mode():
             found = tuning_figures(
-                self.pair, self.data.tuning, device=self.device, captions=self._captions,
+                self.captioner, self.data.tuning, device=self.device, captions=self._captions,
                 caption_images=self.config.loop.caption_images, sample_images=self.config.loop.sample_images,
             )  # fmt: skip
             return {**found.figures, **self.caption_figures(found.lines)}, found.samples
@@ -278,7 +288,7 @@ class NullPicture:
         self.pixels = torch.from_numpy(null_image(image_px)[None])
         self.features = features
 
-    def __call__(self, network: CompactPair, features: Tensor) -> Tensor:
+    def __call__(self, network: CaptionNetwork, features: Tensor) -> Tensor:
         """Features (b, N, C) of images; some rows are the null picture's now."""
         if not self.probability:
             return features
@@ -288,7 +298,7 @@ class NullPicture:
         return torch.where(chosen, null.to(device, features.dtype), features)
 
 
-def batch_features(network: CompactPair, pixels: Tensor | None, features: Tensor | None) -> Tensor:
+def batch_features(network: CaptionNetwork, pixels: Tensor | None, features: Tensor | None) -> Tensor:
     """Features of a batch: given ones, or the trunk's of its pixels; (b, N, C).
 
     Raises:

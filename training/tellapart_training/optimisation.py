@@ -13,10 +13,13 @@ from tellapart.errors import ConfigError
 from tellapart_training.config import PARTS, OptimizerConfig
 from tellapart_training.state import copy_tensors
 
+_OTHER_NAMES = {"vision": "trunk", "language": "decoder"}  # of ClipCap's parts; its mapper is `heads`
+
 
 def part_of(name: str) -> str:
     """The part a parameter belongs to: `trunk`, `decoder`, `text` or `heads` (everything else)."""
     first = name.split(".")[0].removeprefix("_")
+    first = _OTHER_NAMES.get(first, first)
     for part in PARTS:
         if first == part or first.startswith(part + "_"):
             return part

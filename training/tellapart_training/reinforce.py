@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tellapart_model.compact import CompactPair
-from tellapart_model.config import END_ID, PAD_ID, START_ID
-from tellapart_model.generate import greedy, sample
+from tellapart_model.captioner import CaptionNetwork
 from tellapart_training.adapters import lora_of_run, merged
 from tellapart_training.bag_order import BagOrder
+from tellapart_training.captioner import TrainedCaptioner
 from tellapart_training.config import ReinforceConfig
 from tellapart_training.estimator import (
     RunningMean,
@@ -41,7 +40,6 @@ from tellapart_training.losses import (
     process_count,
     sum_over_processes,
 )
-from tellapart_training.pair import TrainedPair
 from tellapart_training.reward_parts import RewardParts, bag_order, open_reward
 from tellapart_training.rewards import DrawnCaptions, RewardTerm, weighted_sum
 from tellapart_training.stopwatch import Stopwatch
@@ -51,26 +49,26 @@ class ReinforceObjective(nn.Module):
     """Minus the expected reward; beside it divergence from the start and cross-entropy on human captions."""
 
     def __init__(
-        self, pair: TrainedPair, config: ReinforceConfig, terms: Mapping[str, RewardTerm],
-        *, reference: CompactPair | None = None, null_features: Tensor | None = None,
+        self, captioner: TrainedCaptioner, config: ReinforceConfig, terms: Mapping[str, RewardTerm],
+        *, reference: CaptionNetwork | None = None, null_features: Tensor | None = None,
     ) -> None:  # fmt: skip
         """Put the objective together.
 
         Args:
-            pair: its network is trained.
+            captioner: its network is trained.
             config: resolved.
             terms: of the reward, by their names in `config.reward`.
             reference: the network as it was, where `config.kl_weight` is above 0.
             null_features: see `image_stage.NullPicture`.
         """
         super().__init__()
-        self.network, self.config, self.terms = pair.network, config, terms
-        self.reference, self.decode = reference, pair.tokenizer.decode
+        self.network, self.config, self.terms = captioner.network, config, terms
+        self.reference, self.captioner = reference, captioner
         self.weights = {name: float(getattr(config.reward, name)) for name in terms}
-        self.null = NullPicture(pair.config.image_px, config.null_probability, null_features)
+        self.null = NullPicture(captioner.preprocessing.image_px, config.null_probability, null_features)
         self.running = RunningMean(reset_at_levels=config.baseline_reset)
         self.stopwatch = Stopwatch("sampling", "scoring", "backward")
-        self.max_new_tokens = min(config.max_new_tokens, pair.max_tokens - 1)
+        self.max_new_tokens = min(config.max_new_tokens, captioner.max_tokens - 1)
 
     def forward(
         self,
@@ -100,13 +98,13 @@ class ReinforceObjective(nn.Module):
             level: row of the curriculum.
         """
         del text_keys
-        config, samples = self.config, self.config.samples_per_image
+        config, samples, marks = self.config, self.config.samples_per_image, self.captioner.marks
         self.network.eval()
         features = batch_features(self.network, pixels, features)  # (b, N, C)
-        cross_kv = self.network.cross_kv(features)  # (2L, b, H, N, D)
+        condition = self.network.condition(features)  # (_, b, ...)
         with self.stopwatch.measure("sampling"):
-            drawn = self._draw(cross_kv.detach())  # (b * s, t)
-            likeliest = self._greedy(cross_kv.detach()) if config.baseline == "greedy" else drawn[:0]
+            drawn = self._draw(condition.detach())  # (b * s, t)
+            likeliest = self._greedy(condition.detach()) if config.baseline == "greedy" else drawn[:0]
         with self.stopwatch.measure("scoring"):
             scene = self._scene([drawn, likeliest], rows=rows, bags=bags, pool=pool, pool_bags=pool_bags)
             terms = {name: term(scene).to(drawn.device) for name, term in self.terms.items()}
@@ -116,16 +114,16 @@ class ReinforceObjective(nn.Module):
         advantages = advantages_of(
             rewards, samples=samples, baseline=config.baseline, running=self.running, greedy=compared
         )
-        start = torch.full_like(drawn[:, :1], START_ID)
-        inputs, labels = caption_inputs_and_labels(torch.cat([start, drawn], 1), PAD_ID)
-        logits = self.network.decoder(inputs, cross_kv.repeat_interleave(samples, 1))
-        policy = policy_logprobs(logits, config.temperature)
+        start = torch.full_like(drawn[:, :1], marks.start)
+        inputs, labels = caption_inputs_and_labels(torch.cat([start, drawn], 1), marks.pad)
+        logits = self.network.logits(inputs, condition.repeat_interleave(samples, 1))
+        policy = policy_logprobs(logits, config.temperature, marks)
         loss = reinforce_loss(token_logprobs(policy, labels), labels, advantages, config.normalise)
         values = {
             "loss": loss, "reward": rewards.mean(), "reward_std": rewards.std(correction=0),
             **{f"reward_{name}": each[: len(drawn)].mean() for name, each in terms.items()},
             "caption_words": _mean_words(scene.texts[: len(drawn)]),
-            "cut_captions": 1 - (drawn == END_ID).any(1).float().mean(),
+            "cut_captions": 1 - torch.tensor(scene.ended[: len(drawn)]).float().mean(),
         }  # fmt: skip
         if config.baseline == "running_mean":
             values["baseline"] = (rewards - advantages).mean()
@@ -136,25 +134,23 @@ class ReinforceObjective(nn.Module):
             total = values["loss"] + config.kl_weight * divergence
             values.update(loss=total, reinforce_loss=loss, kl=divergence)
         if config.mle_weight:
-            seen = cross_kv
+            seen = condition
             if self.null.probability:
-                seen = self.network.cross_kv(self.null(self.network, features))
+                seen = self.network.condition(self.null(self.network, features))
             caption_loss = self._cross_entropy(ids, owners, seen)
             total = values["loss"] + config.mle_weight * caption_loss
             values.update(loss=total, reinforce_loss=loss, caption_loss=caption_loss)
         return values
 
-    def _draw(self, cross_kv: Tensor) -> Tensor:
+    def _draw(self, condition: Tensor) -> Tensor:
         config = self.config
         if config.decode == "greedy":
-            return self._greedy(cross_kv)
-        repeated = cross_kv.repeat_interleave(config.samples_per_image, 1)
-        return sample(
-            self.network, repeated, max_new_tokens=self.max_new_tokens, temperature=config.temperature
-        )
+            return self._greedy(condition)
+        repeated = condition.repeat_interleave(config.samples_per_image, 1)
+        return self.captioner.sample(repeated, self.max_new_tokens, config.temperature)
 
-    def _greedy(self, cross_kv: Tensor) -> Tensor:
-        return greedy(self.network, cross_kv, max_new_tokens=self.max_new_tokens)
+    def _greedy(self, condition: Tensor) -> Tensor:
+        return self.captioner.greedy(condition, self.max_new_tokens)
 
     def _scene(
         self, blocks: Sequence[Tensor], *, rows: Sequence[int], bags: Sequence[int], pool: Sequence[int],
@@ -164,25 +160,27 @@ class ReinforceObjective(nn.Module):
         ids = [row for block in blocks for row in block.tolist()]
         each = [len(block) // len(rows) for block in blocks]
         return DrawnCaptions(
-            texts=[self.decode(row) for row in ids], ended=[END_ID in row for row in ids],
+            texts=[self.captioner.decode(row) for row in ids],
+            ended=[self.captioner.has_end(row) for row in ids],
             rows=[row for count in each for row in rows for _ in range(count)],
             bags=[bag for count in each for bag in bags for _ in range(count)],
             pool=pool, pool_bags=pool_bags,
         )  # fmt: skip
 
     def _divergence(
-        self, reference: CompactPair, features: Tensor, inputs: Tensor, labels: Tensor, policy: Tensor
+        self, reference: CaptionNetwork, features: Tensor, inputs: Tensor, labels: Tensor, policy: Tensor
     ) -> Tensor:
         """Mean divergence from the network as it was."""
         config = self.config
         with torch.no_grad():
-            cross_kv = reference.cross_kv(features.detach()).repeat_interleave(config.samples_per_image, 1)
-            before = policy_logprobs(reference.decoder(inputs, cross_kv), config.temperature)
+            condition = reference.condition(features.detach())
+            logits = reference.logits(inputs, condition.repeat_interleave(config.samples_per_image, 1))
+            before = policy_logprobs(logits, config.temperature, self.captioner.marks)
         return batch_average(kl_divergence(policy, before, labels), labels, config.normalise)
 
-    def _cross_entropy(self, ids: Tensor, owners: Tensor, cross_kv: Tensor) -> Tensor:
-        inputs, labels = caption_inputs_and_labels(ids, PAD_ID)
-        logits = self.network.decoder(inputs, cross_kv.index_select(1, owners))
+    def _cross_entropy(self, ids: Tensor, owners: Tensor, condition: Tensor) -> Tensor:
+        inputs, labels = caption_inputs_and_labels(ids, self.captioner.marks.pad)
+        logits = self.network.logits(inputs, condition.index_select(1, owners))
         tokens = sum_over_processes((labels != IGNORED).sum())
         return mle_loss(logits, labels) * process_count() / tokens
 
@@ -212,7 +210,7 @@ class ReinforceStage(ImageStage):
 
     def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
         """See `loop.Stage`; adapters are merged into plain weights."""
-        dataclasses.replace(self.pair, network=merged(self.network)).save(folder, facts)
+        dataclasses.replace(self.captioner, network=merged(self.network)).save(folder, facts)
 
     def caption_figures(self, lines: Sequence[str]) -> dict[str, float]:
         """Self-retrieval of the greedy captions by the reward's scorer."""
@@ -235,23 +233,24 @@ def train_reinforce(
     Raises:
         TellapartError: config, data, checkpoint or state that cannot be used; see `loop.run_steps`.
     """
-    accelerator, folder, pair, data = open_image_stage(config, name="reinforce", resume=resume, trunk=trunk)
-    for part in (pair.network.pool, pair.network.text):
-        part.requires_grad_(False)
-    pair.network.log_scale.requires_grad_(False)
+    accelerator, folder, captioner, data = open_image_stage(
+        config, name="reinforce", resume=resume, trunk=trunk
+    )
+    captioner.network.freeze_retriever()
     parts = open_reward(config, data, accelerator)
     reference = None
     if config.kl_weight:
         # Copied before any state is taken up, so that a resumed run diverges from the same network.
-        reference = copy.deepcopy(pair.network).requires_grad_(False).eval()
-    lora_of_run(pair.network, config.lora)
+        reference = copy.deepcopy(captioner.network).requires_grad_(False).eval()
+    lora_of_run(captioner.network, config.lora)
     objective = ReinforceObjective(
-        pair, config, parts.terms, reference=reference, null_features=data.null_features
+        captioner, config, parts.terms, reference=reference, null_features=data.null_features
     )
     stage = ReinforceStage(
-        name="reinforce", config=config, pair=pair, objective=objective, data=data, accelerator=accelerator,
-        selection=config.selection, captions=True, parts=parts, order=bag_order(config, data, accelerator),
-        captions_per_image=None if config.mle_weight else 0, max_steps=config.max_steps_per_epoch,
+        name="reinforce", config=config, captioner=captioner, objective=objective, data=data,
+        accelerator=accelerator, selection=config.selection, captions=True, parts=parts,
+        order=bag_order(config, data, accelerator), captions_per_image=None if config.mle_weight else 0,
+        max_steps=config.max_steps_per_epoch,
     )  # fmt: skip
     return run_steps(
         config, stage, accelerator, folder=folder, resume=resume, memory=objective.running,

@@ -17,7 +17,7 @@ from tellapart_training.features import Trunk
 from tellapart_training.image_stage import ImageStage, batch_features, open_image_stage
 from tellapart_training.loop import run_steps
 from tellapart_training.losses import contrastive_loss, gather_rows, process_count
-from tellapart_training.pair import TrainedPair
+from tellapart_training.pair import TrainedPair, pair_of
 
 
 def pair_contrast(
@@ -79,9 +79,12 @@ def train_retriever(
     Raises:
         TellapartError: config, data, checkpoint or state that cannot be used; see `loop.run_steps`.
     """
-    accelerator, folder, pair, data = open_image_stage(config, name="retriever", resume=resume, trunk=trunk)
+    accelerator, folder, captioner, data = open_image_stage(
+        config, name="retriever", resume=resume, trunk=trunk
+    )
+    pair = pair_of(captioner, "train retriever")
     stage = ImageStage(
-        name="retriever", config=config, pair=pair, objective=RetrieverObjective(pair),
+        name="retriever", config=config, captioner=pair, objective=RetrieverObjective(pair),
         data=data, accelerator=accelerator, selection="text_to_image_r10", captions=False,
     )  # fmt: skip
     return run_steps(config, stage, accelerator, folder=folder, resume=resume)

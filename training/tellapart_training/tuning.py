@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tellapart_training.batches import CaptionedImages, pad_ids
+from tellapart_training.captioner import TrainedCaptioner
 from tellapart_training.captioning import captions_of
 from tellapart_training.losses import caption_inputs_and_labels, mle_loss
 from tellapart_training.metrics import cider_d, metric_words
@@ -24,18 +25,20 @@ class TuningFigures(NamedTuple):
     samples: list[dict[str, Any]]
 
 
-def image_features(pair: TrainedPair, data: CaptionedImages, rows: range, device: torch.device) -> Tensor:
+def image_features(
+    captioner: TrainedCaptioner, data: CaptionedImages, rows: range, device: torch.device
+) -> Tensor:
     """Features of some images as they are, (b, N, C) float32."""
     if data.features is not None:
         return torch.from_numpy(np.asarray(data.features[rows.start : rows.stop, 0], dtype=np.float32)).to(
             device
         )
     pixels = np.array(data.pixels[rows.start : rows.stop])  # type: ignore[index]
-    return pair.network.features(torch.from_numpy(pixels).to(device))
+    return captioner.network.features(torch.from_numpy(pixels).to(device))
 
 
 def tuning_figures(
-    pair: TrainedPair,
+    captioner: TrainedCaptioner,
     data: CaptionedImages,
     *,
     device: torch.device,
@@ -47,7 +50,7 @@ def tuning_figures(
     """Figures of a network in eval mode, gradients off.
 
     Args:
-        pair: the network and its tokenizer.
+        captioner: the network and its tokenizer.
         data: held-back images; without human captions only greedy captions are made.
         device: of the network.
         captions: whether the captioner is measured too.
@@ -56,38 +59,41 @@ def tuning_figures(
         batch_size: images at once.
 
     Returns:
-        Recall both ways; for a captioner also the loss per token in nats without smoothing and CIDEr-D of
-        the greedy captions.
+        Recall both ways, where it is a retriever too; for a captioner also the loss per token in nats
+        without smoothing and CIDEr-D of the greedy captions.
     """
     described = any(data.ids)
+    pair = captioner.network if isinstance(captioner, TrainedPair) else None
     images, texts, owners, lines = [], [], [], []
     nats, tokens = 0.0, 0
     for start in range(0, len(data) if described else min(len(data), caption_images), batch_size):
         rows = range(start, min(start + batch_size, len(data)))
-        features = image_features(pair, data, rows, device)
-        cross_kv = pair.network.cross_kv(features) if captions else None
-        if cross_kv is not None and start < caption_images:
-            lines.extend(captions_of(pair, cross_kv))
+        features = image_features(captioner, data, rows, device)
+        condition = captioner.network.condition(features) if captions else None
+        if condition is not None and start < caption_images:
+            lines.extend(captions_of(captioner, condition))
         if not described:
             continue
-        images.append(pair.network.embed_features(features).float().cpu())
         flat = [ids for row in rows for ids in data.ids[row]]
         own = [row for row in rows for _ in data.ids[row]]
-        ids = pad_ids(flat, pair.tokenizer.pad_id).to(device)
-        texts.append(pair.network.embed_text(ids).float().cpu())
-        owners.extend(own)
-        if cross_kv is None:
+        ids = pad_ids(flat, captioner.marks.pad).to(device)
+        if pair is not None:
+            images.append(pair.embed_features(features).float().cpu())
+            texts.append(pair.embed_text(ids).float().cpu())
+            owners.extend(own)
+        if condition is None:
             continue
-        inputs, labels = caption_inputs_and_labels(ids, pair.tokenizer.pad_id)
+        inputs, labels = caption_inputs_and_labels(ids, captioner.marks.pad)
         index = torch.tensor(own, device=device) - start
-        logits = pair.network.decoder(inputs, cross_kv.index_select(1, index))
+        logits = captioner.network.logits(inputs, condition.index_select(1, index))
         nats += float(mle_loss(logits, labels))
         tokens += int((labels >= 0).sum())
     lines = lines[:caption_images]
     figures: dict[str, float] = {}
     if described:
-        similarity = torch.cat(texts) @ torch.cat(images).T
-        figures = recall_both_ways(similarity.numpy(), np.asarray(owners, dtype=np.int64))
+        if pair is not None:
+            similarity = torch.cat(texts) @ torch.cat(images).T
+            figures = recall_both_ways(similarity.numpy(), np.asarray(owners, dtype=np.int64))
         if captions:
             figures = {"tuning_loss": nats / max(1, tokens), **figures}
         if lines:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tellapart.manifest import Decoding, Preprocessing
+from tellapart.manifest import Decoding
 from tellapart_export.families.bert import attend_with_prefix
 from tellapart_export.families.gpt2 import gpt2_sizes
 from tellapart_export.graphs import (
@@ -38,8 +38,6 @@ from tellapart_model.caption_model import attend, merge_heads, split_heads
 from tellapart_model.clipcap import ClipCap, load_clipcap, stop_token_ids
 
 _END = "<|end of caption|>"
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class VisionGraph(nn.Module):
@@ -146,10 +144,7 @@ def open_checkpoint(folder: Path) -> Subject:
     words = words.grown(end).grown(end + 1, {end: _END})
     limit = config.max_length - config.prefix_length
     vocabulary, files = words.page(pad=end, unknown=end, start=end, end=end, max_text_tokens=limit)
-    mean, std = (tuple(255.0 * value for value in values) for values in (_CLIP_MEAN, _CLIP_STD))
-    page = Preprocessing(
-        image_px=config.image_px, resize="crop", filter="bicubic", mean=_three(mean), std=_three(std)
-    )
+    page = config.preprocessing()
     scale = ScaledPixels(page)
     sizes = dataclasses.replace(gpt2_sizes(model.language, config.prefix_length), vocabulary=end + 1)
     is_stop = _stop_table(stops, end)
@@ -186,8 +181,3 @@ def _stop_table(stops: frozenset[int], end_id: int) -> Tensor:
     table = torch.zeros(end_id + 1, dtype=torch.bool)
     table[sorted(stops)] = True
     return table
-
-
-def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
-    one, two, three = values
-    return one, two, three
