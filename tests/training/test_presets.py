@@ -8,9 +8,10 @@ import pytest
 
 from tellapart.errors import ConfigError
 from tellapart_training.config import ReinforceConfig
-from tellapart_training.config_file import config_from_dict, config_to_toml, load_config
+from tellapart_training.config_file import config_from_dict, config_to_dict, config_to_toml, load_config
 from tellapart_training.presets import PRESETS, merged
 
+CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 FILE = """
 preset = "{preset}"
 run = "r"
@@ -18,6 +19,7 @@ init = "i"
 bags = "b"
 [reward]
 scorer = "s"
+language_model = "l"
 [data]
 captions = "c"
 images = "d"
@@ -64,7 +66,8 @@ def test_sr_dessi_has_the_values_of_method_9_1(tmp_path: Path) -> None:
 
 def test_cider_is_what_the_stage_does_without_a_preset(tmp_path: Path) -> None:
     values = {
-        "run": "r", "init": "i", "bags": "b", "captions_per_image": 1, "reward": {"scorer": "s"},
+        "run": "r", "init": "i", "bags": "b", "captions_per_image": 1,
+        "reward": {"scorer": "s", "language_model": "l"},
         "data": {"captions": "c", "images": "d"},
         "optimizer": {"label_smoothing": 0.0, "lr_multipliers": {"text": 0.0}},
     }  # fmt: skip
@@ -72,6 +75,20 @@ def test_cider_is_what_the_stage_does_without_a_preset(tmp_path: Path) -> None:
     assert config_to_toml(_load(tmp_path, "cider")) == config_to_toml(plain).replace(
         'preset = ""', 'preset = "cider"'
     )
+
+
+def test_default_is_what_the_embedded_model_was_polished_with(tmp_path: Path) -> None:
+    def settled(config: object) -> dict[str, object]:
+        assert isinstance(config, ReinforceConfig)
+        page = config_to_dict(config)
+        for name in ("preset", "run", "init", "bags", "features_from", "data", "loop"):
+            del page[name]  # whose folders, and how often something is written
+        for name in ("scorer", "language_model"):
+            del page["reward"][name]
+        return page
+
+    polish = load_config(CONFIGS / "embedded_polish.toml", stage="reinforce")
+    assert settled(_load(tmp_path, "default")) == settled(polish)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
