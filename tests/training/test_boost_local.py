@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 
 from tellapart_training.boost import chat_run, local_model  # noqa: E402
 from tellapart_training.boost.chat import Decoding, Fault  # noqa: E402
-from tellapart_training.boost.local_chat import LocalChat  # noqa: E402
+from tellapart_training.boost.local_chat import LocalChat, Request  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -242,7 +242,7 @@ def test_greedy_answers_are_those_of_transformers_whatever_the_batch(toy: Path) 
     model = local_model.open_model(str(toy), device="cpu")
     chat, decoding = LocalChat(model, batch=4), Decoding(max_tokens=24)
     texts = [chat.render([MESSAGES[0], {"role": "user", "content": "cats " * count}]) for count in (1, 7, 3)]
-    together = chat._generate([(text, decoding) for text in texts])
+    together = chat._write([Request(text, decoding) for text in texts])
     for text, answer in zip(texts, together, strict=True):
         ids = model.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         # The step by hand: the likeliest next token, over and over, without a cache.
@@ -262,16 +262,17 @@ def test_a_drawn_answer_hangs_on_its_seed_and_not_on_its_neighbours(toy: Path) -
     chat = LocalChat(local_model.open_model(str(toy), device="cpu"), batch=4)
     drawn = Decoding(temperature=1.0, top_p=0.9, max_tokens=16)
     text, other = chat.render(MESSAGES), chat.render([MESSAGES[0], {"role": "user", "content": "more " * 9}])
-    alone = chat._generate([(text, drawn)])[0]
-    assert chat._generate([(other, drawn), (text, drawn)])[1] == alone
-    assert chat._generate([(text, Decoding(temperature=1.0, top_p=0.9, max_tokens=16, seed=1))])[0] != alone
+    alone = chat._write([Request(text, drawn)])[0]
+    assert chat._write([Request(other, drawn), Request(text, drawn)])[1] == alone
+    reseeded = Decoding(temperature=1.0, top_p=0.9, max_tokens=16, seed=1)
+    assert chat._write([Request(text, reseeded)])[0] != alone
 
 
 def test_draws_follow_the_softmax(toy: Path) -> None:
     from tellapart_training.boost.local_chat import _draws
 
     decoding = Decoding(temperature=2.0)
-    processor = _draws([(str(number), decoding) for number in range(4000)])
+    processor = _draws([Request(str(number), decoding) for number in range(4000)])
     shares = torch.tensor([0.6, 0.3, 0.1])
     scores = (2.0 * shares.log()).expand(4000, 3)
     counts = torch.bincount(processor(None, scores).argmax(dim=-1), minlength=3)
@@ -302,14 +303,14 @@ def test_what_is_longer_than_the_model_reads_is_given_up_at_once(tmp_path: Path)
 def test_a_batch_that_does_not_fit_is_halved(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chat = LocalChat(local_model.open_model(str(toy), device="cpu"), batch=8)
     decoding, whole = Decoding(max_tokens=4), LocalChat._generate
-    requests = [(chat.render([{"role": "user", "content": str(one)}]), decoding) for one in range(5)]
-    want = [whole(chat, [request])[0] for request in requests]
+    requests = [Request(chat.render([{"role": "user", "content": str(one)}]), decoding) for one in range(5)]
+    want = [whole(chat, [request], chat._encode([request]))[0] for request in requests]
     room = 2
 
-    def short_of_memory(self: LocalChat, asked: Any) -> Any:
+    def short_of_memory(self: LocalChat, asked: Any, encoded: Any) -> Any:
         if len(asked) > room:
             raise torch.OutOfMemoryError("no")
-        return whole(self, asked)
+        return whole(self, asked, encoded)
 
     monkeypatch.setattr(LocalChat, "_generate", short_of_memory)
     assert chat._answer(list(requests)) == want

@@ -13,6 +13,9 @@ from tellapart_training.boost.chat import Decoding
 from tellapart_training.boost.experts.registry import OWN, expert_names, split_wanted
 from tellapart_training.boost.local_model import DEVICES
 
+MODELS = ("endpoint", "local")
+"""Models that look at photos, as `--vision` names them; whatever else looks is an expert."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions:
@@ -23,11 +26,11 @@ class ChatOptions:
     chat_model: str = ""
     """Name of the model, as the endpoint knows it."""
     vision_model: str = ""
-    """Model that looks at photos; "" is `chat_model`."""
+    """Model that looks at photos, of the endpoint or of this machine; "" is the one that writes."""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable with the key."""
     local_model: str = ""
-    """Folder, or name on the hub, of a causal language model that runs here."""
+    """Folder, or name on the hub, of a language model that runs here."""
     revision: str = ""
     """Commit, tag or branch of the hub; "" is the newest."""
     device: str = "auto"
@@ -76,10 +79,13 @@ class ChatOptions:
 
     def __post_init__(self) -> None:
         for name, _ in map(split_wanted, self.vision):
-            if name not in ("endpoint", *expert_names()):
+            if name not in (*MODELS, *expert_names()):
                 raise UsageError(
-                    f"nobody called {name} looks: choose from endpoint, {', '.join(expert_names())}"
+                    f"nobody called {name} looks: choose from {', '.join((*MODELS, *expert_names()))}"
                 )
+        models = [one for one in self.vision if split_wanted(one)[0] in MODELS]
+        if len(models) > 1 or not set(models) <= set(MODELS):
+            raise UsageError("--vision takes one model that looks, endpoint or local, and no =X for it")
         counts = (self.concurrency, self.tries, self.max_tokens, self.image_px, self.batch)
         if min(counts) < 1 or self.timeout_s <= 0:
             raise UsageError(
@@ -95,6 +101,11 @@ class ChatOptions:
             raise UsageError("rates, retries, budgets, prices and the temperature are never below 0")
         if self.budget_money and not (self.price_input or self.price_output):
             raise UsageError("--budget-money needs --price-input and --price-output, for a million tokens")
+
+    @property
+    def looks(self) -> bool:
+        """Whether a model looks at the photos."""
+        return bool(set(MODELS) & set(self.vision))
 
     @property
     def decoding(self) -> Decoding:
@@ -116,7 +127,9 @@ def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--base-url", default=own.base_url, metavar="URL", help="OpenAI-compatible endpoint")
     model.add_argument("--chat-model", default="", metavar="NAME", help="name of the model there")
-    model.add_argument("--vision-model", default="", metavar="NAME", help="model that looks at photos")
+    model.add_argument(
+        "--vision-model", default="", metavar="NAME|FOLDER", help="model that looks, unless the writer does"
+    )
     model.add_argument(
         "--api-key-env", default=own.api_key_env, metavar="VARIABLE", help="environment variable of the key"
     )
@@ -125,8 +138,8 @@ def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--describe-prompt", default=own.describe_prompt, metavar="NAME|FILE.txt")
     model.add_argument(
         "--vision", nargs="+", default=(), metavar="WHO",
-        help=f"who looks at the photos, for HolisticCap: endpoint, {', '.join(OWN)}, or an expert of another "
-        "package; NAME=X keeps what scores below X to itself",
+        help=f"who looks at the photos, for HolisticCap: {', '.join((*MODELS, *OWN))}, or an expert of "
+        "another package; NAME=X keeps what scores below X to itself",
     )  # fmt: skip
     model.add_argument("--image-px", type=int, default=own.image_px, metavar="N", help="longest side sent")
     model.add_argument("--temperature", type=float, default=own.temperature)
@@ -139,7 +152,7 @@ def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
     local = parser.add_argument_group("language model on this machine (--generator local)")
     local.add_argument(
         "--local-model", default="", metavar="FOLDER|NAME",
-        help="causal language model of Hugging Face, in safetensors; a name is owner/name of the hub",
+        help="language or image-text model of Hugging Face, in safetensors; a name is owner/name of the hub",
     )  # fmt: skip
     local.add_argument("--revision", default="", metavar="COMMIT", help="of the hub, for a name")
     local.add_argument("--device", choices=DEVICES, default=own.device, help="where it runs")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from tellapart_training.boost.asking import Asker, Pace
 from tellapart_training.boost.chat import Chat, Endpoint
+from tellapart_training.boost.chat_options import MODELS
 from tellapart_training.boost.chat_writer import ChatWriter, Recipe
 from tellapart_training.boost.checks import Checker
 from tellapart_training.boost.experts.registry import open_experts
@@ -53,15 +54,14 @@ class ChatRun:
     ) -> None:
         chat = options.chat
         recipe = make_recipe(options)
-        talker: Chat
-        if options.generator == "local":
-            model = open_model(chat.local_model, revision=chat.revision, device=chat.device)
-            talker, recipe = LocalChat(model, batch=chat.batch), replace(recipe, source=model.record())
-        else:
-            talker = _open_chat(options, chat.chat_model)
-        looker = _open_chat(options, chat.vision_model) if chat.vision_model else talker
+        looks_at = "local" if "local" in chat.vision else "endpoint"
+        alone = (looks_at, chat.vision_model or recipe.model) == (options.generator, recipe.model)
+        talker, source = _open_chat(options, options.generator, recipe.model, sees=chat.looks and alone)
+        recipe, looker, seen_by = replace(recipe, source=source), talker, source
+        if chat.looks and not alone:
+            looker, seen_by = _open_chat(options, looks_at, chat.vision_model, sees=True)
         self._options, self._stop = options, threading.Event()
-        self._journal = Journal(options.journal, journal_header(options, recipe))
+        self._journal = Journal(options.journal, journal_header(options, recipe, seen_by))
         self._budget = Budget(
             chat.budget_tokens, chat.budget_money, Prices(chat.price_input, chat.price_output)
         )
@@ -79,9 +79,12 @@ class ChatRun:
             for one in (talker, looker)
         )
         look = None
-        if "endpoint" in chat.vision:
+        if chat.looks:
             decoding = chat.decoding_of(DESCRIPTION_TOKENS)
-            look = Look(look_asker, load_prompt(chat.describe_prompt), decoding, chat.image_px)
+            look = Look(
+                look_asker, load_prompt(chat.describe_prompt), decoding, chat.image_px,
+                model=chat.vision_model or recipe.model, source=seen_by,
+            )  # fmt: skip
         vision = open_vision(options, parser=parser, look=look)
         self._writer = ChatWriter(
             asker, recipe, checker=checker, parser=parser, fallback=fallback, vision=vision
@@ -144,7 +147,7 @@ def open_vision(options: BoostOptions, *, parser: Parser, look: Look | None = No
     """
     if not options.chat.vision or options.images is None:
         return None
-    wanted = [one for one in options.chat.vision if one != "endpoint"]
+    wanted = [one for one in options.chat.vision if one not in MODELS]
     experts = open_experts(wanted, scorer=options.scorer, captioner=options.captioner)
     return Vision(ImageSource(options.images), experts=experts, look=look, parser=parser)
 
@@ -167,8 +170,14 @@ def make_recipe(options: BoostOptions) -> Recipe:
     )
 
 
-def journal_header(options: BoostOptions, recipe: Recipe) -> dict[str, Any]:
-    """What the answers in a journal depend on."""
+def journal_header(options: BoostOptions, recipe: Recipe, seen_by: Mapping[str, Any]) -> dict[str, Any]:
+    """What the answers in a journal depend on.
+
+    Args:
+        options: of the run.
+        recipe: with what is known of the model that writes.
+        seen_by: what is known of the one that looks.
+    """
     chat = options.chat
     prompts = [recipe.blend.record()]
     if chat.vision:
@@ -180,15 +189,21 @@ def journal_header(options: BoostOptions, recipe: Recipe) -> dict[str, Any]:
         **({"source": dict(recipe.source)} if recipe.source else {}),
         "vision": list(chat.vision),
         "vision_model": chat.vision_model,
+        **({"vision_source": dict(seen_by)} if chat.vision_model and seen_by else {}),
         "prompts": prompts,
         "decoding": recipe.decoding.fields(),
         "max_words": options.max_words,
     }
 
 
-def _open_chat(options: BoostOptions, model: str) -> Chat:
+def _open_chat(options: BoostOptions, where: str, name: str, *, sees: bool) -> tuple[Chat, dict[str, Any]]:
+    """A model by name, and what is known of it besides."""
     chat = options.chat
-    return Endpoint(chat.base_url, model, timeout_s=chat.timeout_s, api_key_env=chat.api_key_env)
+    if where == "endpoint":
+        return Endpoint(chat.base_url, name, timeout_s=chat.timeout_s, api_key_env=chat.api_key_env), {}
+    revision = chat.revision if name == chat.local_model else ""
+    model = open_model(name, revision=revision, device=chat.device, sees=sees)
+    return LocalChat(model, batch=chat.batch), model.record()
 
 
 def run_many(

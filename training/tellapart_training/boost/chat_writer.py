@@ -110,9 +110,15 @@ class ChatWriter:
             "prompt": prompt.record(),
             "decoding": self._recipe.decoding.fields(),
             **({"source": dict(self._recipe.source)} if self._recipe.source else {}),
-            **({"vision": seen.record()} if self._vision is not None else {}),
+            **self._seen(seen),
         }
         return outcome
+
+    def _seen(self, seen: Seen) -> dict[str, Any]:
+        if self._vision is None:
+            return {}
+        look = self._vision.look
+        return {"vision": seen.record(), **({"looked": look.record()} if look is not None else {})}
 
     def _one(self, asked: Sequence[Message], decoding: Decoding, judge: _Judge, outcome: Outcome) -> str:
         """Add one caption to the outcome, or say which rule the last try broke."""

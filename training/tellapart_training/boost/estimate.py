@@ -35,7 +35,7 @@ def estimate(records: Sequence[CaptionRecord], options: BoostOptions) -> dict[st
         UsageError: there is no such prompt.
     """
     chat, recipe = options.chat, make_recipe(options)
-    looks = "endpoint" in chat.vision
+    looks = chat.looks
     described = [_STATEMENT] * _STATEMENTS if chat.vision else []
     prompt = recipe.fuse if chat.vision else recipe.blend
     look_tokens = 0

@@ -1,7 +1,8 @@
-"""A causal language model of Hugging Face on this machine: found, refused where it cannot serve, opened.
+"""A language model of Hugging Face on this machine: found, refused where it cannot serve, opened.
 
-Only safetensors are read, never a pickle, and no code of a checkpoint is run. What was opened is told by a
-hash of its files, so that a journal is never carried over to other weights.
+A causal one reads text; an image-text one has a processor besides its tokenizer, and reads photos too. Only
+safetensors are read, never a pickle, and no code of a checkpoint is run. What was opened is told by a hash of
+its files, so that a journal is never carried over to other weights.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tellapart.errors import CheckpointError, MissingExtraError, UsageError
+from tellapart_training.boost.local_processor import open_processor
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 _WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -35,6 +37,7 @@ class LocalModel:
         network: of transformers, in eval mode, on its device.
         tokenizer: pads on the left.
         ends: ids of the tokens that end an answer.
+        processor: of photos and text; None where the model reads text alone.
     """
 
     name: str
@@ -43,16 +46,24 @@ class LocalModel:
     network: Any
     tokenizer: Any
     ends: tuple[int, ...]
+    processor: Any = None
+
+    @property
+    def template(self) -> str:
+        """How a chat is written, in Jinja; "" where nobody says."""
+        return str(getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template or "")
 
     @property
     def has_template(self) -> bool:
-        """Whether the tokenizer knows how a chat is written."""
-        return bool(self.tokenizer.chat_template)
+        """Whether the checkpoint knows how a chat is written."""
+        return bool(self.template)
 
     @property
     def room(self) -> int:
         """Most tokens of question and answer together; 0 where the configuration does not say."""
-        return int(getattr(self.network.config, "max_position_embeddings", 0) or 0)
+        config = self.network.config
+        text = getattr(config, "text_config", None) or config
+        return int(getattr(text, "max_position_embeddings", 0) or 0)
 
     def record(self) -> dict[str, Any]:
         """What an output and a journal say of it."""
@@ -64,35 +75,43 @@ class LocalModel:
         }
 
 
-def open_model(name: str, *, revision: str = "", device: str = "auto") -> LocalModel:
+def open_model(name: str, *, revision: str = "", device: str = "auto", sees: bool = False) -> LocalModel:
     """Open a model.
 
     Args:
         name: a folder, or "owner/name" of the hub, from the cache of this machine where it has it.
         revision: commit, tag or branch of the hub; "" is the newest.
         device: one of `DEVICES`.
+        sees: whether photos will be shown to it.
 
     Raises:
         MissingExtraError: transformers or torch is not installed.
-        CheckpointError: no such model, no safetensors, weights of another network, or not a causal language
-            model.
+        CheckpointError: no such model, no safetensors, weights of another network, no language model; or one
+            that reads text alone where it should see, or lacks its processor.
         UsageError: no such device.
     """
     folder, commit = _find(name, revision)
     _check_files(folder)
     try:
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+        import transformers
     except ModuleNotFoundError as error:
         raise _missing(error) from error
     device = _device(device, torch)
     given = {"local_files_only": True, "trust_remote_code": False}
     try:
         with _quiet():
-            config = AutoConfig.from_pretrained(str(folder), **given)
-            _check_kind(folder, config)
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), padding_side="left", **given)
-            network, report = AutoModelForCausalLM.from_pretrained(
+            config = transformers.AutoConfig.from_pretrained(str(folder), **given)
+            has_eyes = _has_eyes(folder, config, sees=sees)
+            processor = open_processor(folder, config.model_type) if has_eyes else None
+            if processor is not None:
+                kind, tokenizer = transformers.AutoModelForImageTextToText, processor.tokenizer
+            else:
+                kind = transformers.AutoModelForCausalLM
+                tokenizer = transformers.AutoTokenizer.from_pretrained(
+                    str(folder), padding_side="left", **given
+                )
+            network, report = kind.from_pretrained(
                 str(folder), config=config, use_safetensors=True, dtype="auto", output_loading_info=True,
                 **given,
             )  # fmt: skip
@@ -117,9 +136,11 @@ def open_model(name: str, *, revision: str = "", device: str = "auto") -> LocalM
             raise CheckpointError(f"{folder}: its tokenizer has no end mark, so that no answer would end")
         tokenizer.pad_token_id = ends[0]
     # Its own sampling settings would be mixed into ours, and go unrecorded.
-    network.generation_config = GenerationConfig(eos_token_id=list(ends), pad_token_id=tokenizer.pad_token_id)
+    network.generation_config = transformers.GenerationConfig(
+        eos_token_id=list(ends), pad_token_id=tokenizer.pad_token_id
+    )
     network = network.to(device).eval().requires_grad_(False)
-    return LocalModel(name, commit, _hash(folder), network, tokenizer, ends)
+    return LocalModel(name, commit, _hash(folder), network, tokenizer, ends, processor)
 
 
 def _find(name: str, revision: str) -> tuple[Path, str]:
@@ -159,17 +180,30 @@ def _check_files(folder: Path) -> None:
         )
 
 
-def _check_kind(folder: Path, config: Any) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+def _has_eyes(folder: Path, config: Any, *, sees: bool) -> bool:
+    """Whether to open a checkpoint as an image-text model; some kinds are both, and serve as asked."""
+    from transformers.models.auto import modeling_auto as known
 
-    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    writers = {one for name in names for one in ((name,) if isinstance(name, str) else name)}
     own = list(getattr(config, "architectures", None) or ())
-    if not (writers & set(own) if own else config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+
+    def one_of(names: Any) -> bool:
+        classes = {one for name in names.values() for one in ((name,) if isinstance(name, str) else name)}
+        return bool(classes & set(own)) if own else config.model_type in names
+
+    writes = one_of(known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    looks = one_of(known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    kind = ", ".join(own) or config.model_type
+    if not (writes or looks):
         raise CheckpointError(
-            f"{folder} holds {', '.join(own) or config.model_type}, which is no causal language model: give "
-            f"one that writes text (...ForCausalLM)"
+            f"{folder} holds {kind}, which is no causal language model and no image-text model: give one "
+            f"that writes text (...ForCausalLM)"
         )
+    if sees and not looks:
+        raise CheckpointError(
+            f"{folder} holds {kind}, which reads text alone: --vision local needs an image-text model, such "
+            f"as SmolVLM, Idefics3 or LLaVA; name it by --vision-model"
+        )
+    return looks and (sees or not writes)
 
 
 def _ends(network: Any, tokenizer: Any) -> tuple[int, ...]:

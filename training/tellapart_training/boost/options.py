@@ -69,9 +69,10 @@ class BoostOptions:
             raise UsageError(f"no generator {self.generator!r}: choose {', '.join(GENERATORS)}")
         if self.per_image < 1 or self.limit < 0 or self.agreement < 1 or self.max_words < 3:
             raise UsageError("--per-image and --agreement from 1, --max-words from 3, --limit from 0")
-        if self.generator == "extractive" and ("endpoint" in self.chat.vision or self.chat.dry_run):
+        if self.generator == "extractive" and (self.chat.looks or self.chat.dry_run):
             raise UsageError(
-                "--vision endpoint and --dry-run need a language model: give --generator endpoint or local"
+                "--vision endpoint, --vision local and --dry-run need a language model that writes: give "
+                "--generator endpoint or local"
             )
         if self.generator == "endpoint" and not self.chat.chat_model:
             raise UsageError("--generator endpoint needs --chat-model")
@@ -88,10 +89,11 @@ class BoostOptions:
         chat = self.chat
         if (self.generator == "local") != bool(chat.local_model):
             raise UsageError("--generator local and --local-model go together")
-        if self.generator == "local":
+        if "local" in (self.generator, *chat.vision):
             check_extra(chat.extra, samples=chat.temperature > 0)
-            if "endpoint" in chat.vision and not chat.vision_model:
-                raise UsageError("--vision endpoint beside a local model needs --vision-model")
+        if chat.looks and self.generator not in chat.vision and not chat.vision_model:
+            looker = "endpoint" if "endpoint" in chat.vision else "local"
+            raise UsageError(f"--vision {looker} beside --generator {self.generator} needs --vision-model")
 
     @property
     def journal(self) -> Path:

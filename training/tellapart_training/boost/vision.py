@@ -9,7 +9,7 @@ import base64
 import io
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,12 +63,25 @@ class Look:
         prompt: of the description.
         decoding: how it is drawn.
         longest_px: longer photos are made smaller before they are sent.
+        model: name of the model.
+        source: what else is known of it: revision, hash, precision.
     """
 
     asker: Asker
     prompt: Prompt
     decoding: Decoding
     longest_px: int = 768
+    model: str = ""
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """What an output says of it."""
+        return {
+            "model": self.model,
+            "prompt": self.prompt.record(),
+            "decoding": self.decoding.fields(),
+            **({"source": dict(self.source)} if self.source else {}),
+        }
 
 
 class Vision:
@@ -84,7 +97,7 @@ class Vision:
     def __init__(
         self, source: ImageSource, *, experts: Sequence[Expert], look: Look | None, parser: Parser
     ) -> None:
-        self._source, self._experts, self._look, self._parser = source, experts, look, parser
+        self._source, self._experts, self.look, self._parser = source, experts, look, parser
 
     def see(self, subject: Subject, rejected: Counter[str]) -> Seen:
         """What is seen in an image's photo; what cannot be used is counted in `rejected`.
@@ -105,8 +118,8 @@ class Vision:
             by[expert.name] = usable([sight.statement for sight in own], rejected)
             kept = set(by[expert.name])
             sights += [(expert.name, sight) for sight in own if clean_text(sight.statement) in kept]
-        if self._look is not None:
-            by[self._look.prompt.name] = self._describe(self._look, subject, photo, rejected)
+        if self.look is not None:
+            by[self.look.prompt.name] = self._describe(self.look, subject, photo, rejected)
         return Seen({name: statements for name, statements in by.items() if statements}, tuple(sights))
 
     def _describe(
