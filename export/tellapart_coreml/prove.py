@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from tellapart.backends.fixed_shapes import Run
 from tellapart.bundle import Bundle, open_bundle
 from tellapart.errors import MissingExtraError, ParityError, TellapartError, UsageError
 from tellapart.manifest import GraphSpec
 from tellapart_coreml.package import read_package
-from tellapart_coreml.session import Run, check_program, run_elsewhere, run_on_device
+from tellapart_coreml.session import check_program, run_elsewhere, run_on_device
 
 LEAST_COSINE = 0.999
 LARGEST_GAP = 5e-2
@@ -51,14 +52,25 @@ def prove_bundle(
         program = read_package(package)
         check_program(program, graph)
         here, there = run_elsewhere(program), device(package)
-        for feed in draw_feeds(graph, rounds=rounds):
-            wanted, given = here(feed), there(feed)
-            for name, array in wanted.items():
-                entry = _gap(f"{graph.role}.{name}", array, given[name])
-                before = report.setdefault(f"{graph.role}.{name}", entry)
-                before["max_abs"] = max(before["max_abs"], entry["max_abs"])
-                before["cosine"] = min(before["cosine"], entry["cosine"])
+        compare_runs(report, graph, here, there, rounds=rounds, device="Core ML")
     return report
+
+
+def compare_runs(
+    report: dict[str, Any], graph: GraphSpec, here: Run, there: Run, *, rounds: int, device: str
+) -> None:
+    """Run a graph of fixed shapes twice on drawn inputs; the worst of all rounds is added to `report`.
+
+    Raises:
+        ParityError: they differ by more than float16 explains.
+    """
+    for feed in draw_feeds(graph, rounds=rounds):
+        wanted, given = here(feed), there(feed)
+        for name, array in wanted.items():
+            entry = _gap(f"{graph.role}.{name}", array, given[name], device)
+            before = report.setdefault(f"{graph.role}.{name}", entry)
+            before["max_abs"] = max(before["max_abs"], entry["max_abs"])
+            before["cosine"] = min(before["cosine"], entry["cosine"])
 
 
 def draw_feeds(graph: GraphSpec, *, rounds: int) -> list[dict[str, Any]]:
@@ -74,9 +86,9 @@ def draw_feeds(graph: GraphSpec, *, rounds: int) -> list[dict[str, Any]]:
                 coarse = draw.integers(0, 256, (shape[1] // 8 + 1, shape[2] // 8 + 1, 3)).astype(np.uint8)
                 feed[tensor.name] = coarse.repeat(8, 0).repeat(8, 1)[None, : shape[1], : shape[2]]
             elif tensor.name == "ids":
-                feed[tensor.name] = draw.integers(0, 40, shape).astype(np.int32)
+                feed[tensor.name] = draw.integers(0, 40, shape).astype(tensor.dtype)
             elif tensor.name == "position":
-                feed[tensor.name] = np.zeros(shape, np.int32)
+                feed[tensor.name] = np.zeros(shape, tensor.dtype)
             else:
                 window = shape[3] if tensor.name == "past_kv" else window
                 feed[tensor.name] = draw.standard_normal(shape).astype(np.float32)
@@ -86,15 +98,15 @@ def draw_feeds(graph: GraphSpec, *, rounds: int) -> list[dict[str, Any]]:
     return feeds
 
 
-def _gap(output: str, wanted: Any, given: Any) -> dict[str, float]:
+def _gap(output: str, wanted: Any, given: Any, device: str) -> dict[str, float]:
     if given.shape != wanted.shape:
-        raise ParityError(f"{output}: Core ML gives {given.shape}, expected {wanted.shape}")
+        raise ParityError(f"{output}: {device} gives {given.shape}, expected {wanted.shape}")
     a, b = wanted.astype(np.float64).ravel(), given.astype(np.float64).ravel()
     gap, allowed = float(np.abs(a - b).max()), LARGEST_GAP * max(1.0, float(np.abs(a).max()))
     cosine = float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
     if not (gap <= allowed and cosine >= LEAST_COSINE):  # written so that a NaN fails
         raise ParityError(
-            f"{output}: Core ML is off by {gap:.2e} (at most {allowed:.2e} allowed), cosine {cosine:.6f}"
+            f"{output}: {device} is off by {gap:.2e} (at most {allowed:.2e} allowed), cosine {cosine:.6f}"
         )
     return {"max_abs": gap, "cosine": min(cosine, 1.0)}
 

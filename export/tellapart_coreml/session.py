@@ -1,26 +1,18 @@
-"""A package of fixed shapes behind the face of the other runtimes: free batch, a past that grows.
-
-On a device an app keeps the window of the past itself: it hands in what it got. Here the ordinary decoding
-loop is to be proved on it, which knows no window, so it is filled from the end and cut again.
-"""
+"""A package of fixed shapes behind the face of the other runtimes, see `tellapart.backends.fixed_shapes`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from tellapart.backends.fixed_shapes import Array, FixedShapes, Run, is_fixed
 from tellapart.bundle import Bundle
 from tellapart.errors import BackendError, BundleError, ClosedError, ParityError
-from tellapart.manifest import GraphSpec, TensorSpec
+from tellapart.manifest import GraphSpec
 from tellapart_coreml.as_onnx import to_onnx
 from tellapart_coreml.package import SUFFIX, Program, Value, load_model, read_package
-
-Array = npt.NDArray[Any]
-Run = Callable[[Mapping[str, Array]], dict[str, Array]]
-"""Fixed inputs by name -> float32 outputs by name; pixels are (1, s, s, 3) uint8."""
 
 _TYPES = {"INT32": "int32", "FLOAT16": "float16", "FLOAT32": "float32", "BOOL": "bool"}
 
@@ -38,7 +30,9 @@ class CoremlSession:
 
     def __init__(self, spec: GraphSpec, run: Run, *, where: str, pad_id: int = 0) -> None:
         """Take the page of the graph, what runs it and where; short texts are filled with `pad_id`."""
-        self.spec, self._run, self._pad_id = spec, run, pad_id
+        if not is_fixed(spec):
+            raise BundleError(f"the {spec.role} graph for Core ML has free axes; export the checkpoint again")
+        self.spec, self._shapes = spec, FixedShapes(spec, run, pad_id=pad_id)
         self.providers = (where,)
         self._closed = False
 
@@ -46,12 +40,7 @@ class CoremlSession:
         """Compute all outputs, row by row; see `backends.Session.run`."""
         if self._closed:
             raise ClosedError(f"the {self.spec.role} graph was closed; open another")
-        run = {"vision": self._look, "decoder": self._step, "text": self._read}[self.spec.role]
-        rows = [run(row) for row in _rows(feeds)]
-        return {
-            name: np.concatenate([row[name] for row in rows], axis=1 if name.endswith("_kv") else 0)
-            for name in rows[0]
-        }
+        return self._shapes.run(feeds)
 
     def run_quietly(self, feeds: Mapping[str, Array]) -> dict[str, Array] | None:
         """As `run`, and None where the graph refuses."""
@@ -62,38 +51,8 @@ class CoremlSession:
 
     def close(self) -> None:
         """Give the memory back."""
-        self._closed, self._run = True, lambda feeds: {}
-
-    def _look(self, row: Mapping[str, Array]) -> dict[str, Array]:
-        return self._run({"pixels": row["pixels"]})
-
-    def _read(self, row: Mapping[str, Array]) -> dict[str, Array]:
-        length = _size(self.spec.inputs[0].shape[1])
-        given = row["ids"].shape[1]
-        if given > length:
-            raise BackendError(f"the text graph for Core ML takes {length} tokens, got {given}")
-        ids = np.full((1, length), self._pad_id, np.int32)
-        ids[:, :given] = row["ids"]
-        return self._run({"ids": ids})
-
-    def _step(self, row: Mapping[str, Array]) -> dict[str, Array]:
-        shape = next(tensor.shape for tensor in self.spec.inputs if tensor.name == "past_kv")
-        window, past = _size(shape[3]), row["past_kv"].shape[3]
-        if past >= window:
-            raise BackendError(
-                f"the decoder for Core ML has a window of {window} tokens, got a past of {past}"
-            )
-        held = np.zeros(tuple(map(_size, shape)), np.float32)
-        held[:, :, :, window - past :] = row["past_kv"]
-        found = self._run(
-            {
-                "ids": row["ids"].astype(np.int32),
-                "position": np.array([past], np.int32),
-                "past_kv": held,
-                "cross_kv": row["cross_kv"],
-            }
-        )
-        return {**found, "present_kv": found["present_kv"][:, :, :, window - past - 1 :]}
+        self._closed = True
+        self._shapes = FixedShapes(self.spec, lambda feeds: {})
 
 
 def open_coreml(bundle: Bundle, role: str) -> CoremlSession:
@@ -211,25 +170,3 @@ def _page_of(value: Value, program: Program) -> tuple[str, tuple[int, ...]]:
         _, colours, height, width = value.shape
         return "uint8", (1, height, width, colours)
     return _TYPES.get(value.dtype, value.dtype.lower()), value.shape
-
-
-def fixed(tensor: TensorSpec, *, dtype: str, **axes: int) -> TensorSpec:
-    """A page of fixed shape: the free axes as given, "batch" 1."""
-    sizes = {"batch": 1, **axes}
-    shape = tuple(axis if isinstance(axis, int) else sizes[axis] for axis in tensor.shape)
-    return TensorSpec(tensor.name, dtype, shape)
-
-
-def _rows(feeds: Mapping[str, Array]) -> list[dict[str, Array]]:
-    """A feed for each row of a batch."""
-    axes = {name: 1 if name.endswith("_kv") else 0 for name in feeds}
-    count = next(array.shape[axes[name]] for name, array in feeds.items())
-    return [
-        {name: array.take([row], axis=axes[name]) for name, array in feeds.items()} for row in range(count)
-    ]
-
-
-def _size(axis: int | str) -> int:
-    if not isinstance(axis, int):
-        raise BundleError(f"a Core ML graph has a free axis {axis!r}; export the checkpoint again")
-    return axis

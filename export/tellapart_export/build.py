@@ -23,6 +23,7 @@ from tellapart.tokenizer import Tokenizer
 from tellapart.types import DecodeOptions, PixelArray, RuntimeOptions
 from tellapart_coreml.package import load_coremltools
 from tellapart_export.families import open_checkpoint
+from tellapart_export.fixed_shapes import window_of
 from tellapart_export.hugging_face import fetch_checkpoint
 from tellapart_export.parity import (
     FLOAT32,
@@ -34,13 +35,17 @@ from tellapart_export.parity import (
     feeds_for,
 )
 from tellapart_export.pictures import drawn_pictures
-from tellapart_export.prove_coreml import prove_packages, window_of
+from tellapart_export.prove_coreml import prove_packages
 from tellapart_export.subject import Subject
 from tellapart_export.to_coreml import coreml_spec, write_coreml
+from tellapart_export.to_npu import COMMAND, UNPROVED, npu_spec, write_npu
 from tellapart_export.to_onnx import export_graph
 from tellapart_export.to_openvino import convert_graph, load_openvino, openvino_spec
 
-TARGETS = ("onnx", "openvino", "coreml")
+NPU = "openvino-npu"
+"""Graphs for OpenVINO without free axes; in the manifest their target is "openvino"."""
+
+TARGETS = ("onnx", "openvino", NPU, "coreml")
 """Targets that this version can write; packages for Core ML cannot be run here, see `prove_coreml`."""
 
 Opener = Callable[[str], Session]
@@ -98,6 +103,11 @@ class ExportOptions:
                 raise UsageError(f"target {target!r} is not known; this version exports {', '.join(TARGETS)}")
         if len(set(self.targets)) != len(self.targets):
             raise UsageError(f"a target is named twice in {', '.join(self.targets)}")
+        if {"openvino", NPU} <= set(self.targets):
+            raise UsageError(
+                f"openvino and {NPU} are the same graphs with free and with fixed shapes, and a bundle has "
+                "one of them; export two bundles"
+            )
         DecodeOptions(
             beams=self.beams,
             length_penalty=self.length_penalty,
@@ -131,7 +141,7 @@ def export_bundle(checkpoint: str | Path, out: Path, options: ExportOptions | No
     """
     options = options or ExportOptions()
     with staged_bundle(out, overwrite=options.overwrite) as scratch:
-        if "openvino" in options.targets:
+        if {"openvino", NPU} & set(options.targets):
             load_openvino()  # now, before minutes of work find out
         if "coreml" in options.targets:
             load_coremltools()
@@ -140,9 +150,13 @@ def export_bundle(checkpoint: str | Path, out: Path, options: ExportOptions | No
         for source in subject.graphs:
             if set(options.targets) != {"coreml"}:
                 export_graph(source, scratch / source.spec.file)
+            alone = dataclasses.replace(subject, graphs=(source,))
+            if NPU in options.targets:
+                [spec] = _specs(alone, NPU, manifest.decoding)
+                write_npu(source, scratch / source.spec.file, spec, scratch / spec.file)
             _convert(source.spec, scratch, options.targets)
             if "coreml" in options.targets:
-                [spec] = _specs(dataclasses.replace(subject, graphs=(source,)), "coreml", manifest.decoding)
+                [spec] = _specs(alone, "coreml", manifest.decoding)
                 write_coreml(source, spec, scratch / spec.file)
         card = options.card.read_bytes() if options.card else _card(subject, manifest).encode("utf-8")
         files: dict[str, bytes | Path] = {**subject.files, "MODEL_CARD.md": card}
@@ -162,9 +176,10 @@ def _convert(spec: GraphSpec, scratch: Path, targets: tuple[str, ...]) -> None:
 
 def _specs(subject: Subject, target: str, decoding: Decoding) -> tuple[GraphSpec, ...]:
     specs = tuple(source.spec for source in subject.graphs)
-    if target == "coreml":
+    if target in ("coreml", NPU):
         window, tokens = window_of(subject, decoding), subject.vocabulary.max_text_tokens
-        return tuple(coreml_spec(spec, window=window, tokens=tokens) for spec in specs)
+        page = coreml_spec if target == "coreml" else npu_spec
+        return tuple(page(spec, window=window, tokens=tokens) for spec in specs)
     return specs if target == "onnx" else tuple(map(openvino_spec, specs))
 
 
@@ -235,9 +250,14 @@ def _prove_target(subject: Subject, bundle: Bundle, target: str, options: Export
             return _prove_sessions(subject, bundle, options, opener, tolerance)
 
         return prove_packages(subject, bundle, prove)
+    device: dict[str, Any] = {}
+    if target == NPU:
+        window = window_of(subject, bundle.manifest.decoding)
+        subject = dataclasses.replace(subject, positions=window - 1)
+        target, device = "openvino", {"device": UNPROVED, "device_command": COMMAND}
     backend = next(name for name, reads in TARGET_OF.items() if reads == target)
     runtime = RuntimeOptions(backend=cast(Any, backend))
-    return _prove_sessions(
+    return device | _prove_sessions(
         subject, bundle, options, lambda role: open_session(bundle, role, runtime), FLOAT32
     )
 
@@ -259,10 +279,12 @@ def _prove_sessions(
             for entry in check_graph(source, sessions[source.spec.role], feeds, tolerance=tolerance):
                 report["graphs"][entry.output] = _entry(entry)
         batches: Iterator[PixelArray] = iter([drawn])
+        names: list[str] = []
         report["photos"] = "drawn at random, as none were given"
         if options.images is not None:
             photos = stack.enter_context(Photos(options.images))
-            found = photos.batches(_choose(photos, options), page, batch_size=8)
+            names = _choose(photos, options)
+            found = photos.batches(names, page, batch_size=8)
             batches = (batch.astype(np.uint8, copy=False) for batch in found)
             report["photos"] = options.images.name + (f", split {options.split}" if options.split else "")
         if "captioner" in subject.kind:
@@ -281,6 +303,9 @@ def _prove_sessions(
             if not tolerance.exact:
                 report["greedy_tokens_other"] = tokens.others
             report["greedy_tokens_compared"] = tokens.tokens
+            report["greedy_first_divergence"] = tokens.first_divergence and tokens.first_divergence.to_fields(
+                names
+            )
             report["max_logit_error"] = tokens.max_logit_error
             batches = iter([drawn])  # photos are read once; rows are compared on the drawn ones then
         if "retriever" in subject.kind:

@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--target",
         nargs="+",
         default=["onnx"],
-        help="formats to write: onnx, openvino, coreml (default onnx)",
+        help="formats to write: onnx, openvino, openvino-npu (fixed shapes), coreml (default onnx)",
     )
     parser.add_argument("--name", default="", help="name in the manifest (default: that of the checkpoint)")
     parser.add_argument(

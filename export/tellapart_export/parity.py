@@ -64,6 +64,20 @@ class GraphParity:
     cosine: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Divergence:
+    """Where a greedy caption leaves the network's: photo and token counted from 1, and both ids."""
+
+    photo: int
+    token: int
+    network: int
+    graphs: int
+
+    def to_fields(self, names: Sequence[str]) -> dict[str, Any]:
+        """As JSON values, with the photo's name out of `names` if there are any."""
+        return {**dataclasses.asdict(self), **({"name": names[self.photo - 1]} if names else {})}
+
+
 @dataclasses.dataclass
 class TokenParity:
     """Greedy captions of device and network."""
@@ -82,6 +96,9 @@ class TokenParity:
 
     max_logit_error: float = 0.0
     """Largest gap of a logit over all of them, each with the whole vocabulary."""
+
+    first_divergence: Divergence | None = None
+    """The first photo that is not equal, a draw or not; None where all are."""
 
 
 def check_graph(
@@ -285,6 +302,8 @@ def _compare(
         best = int(row.argmax())
         if best == token:
             continue
+        if found.first_divergence is None:
+            found.first_divergence = Divergence(photo, place + 1, network=best, graphs=token)
         if row[best] - row[token] <= tolerance.tie * max(1.0, float(np.abs(wanted[place]).max())):
             found.draws += 1
             return

@@ -20,9 +20,9 @@ from torch import nn
 
 from tellapart.backends import Session
 from tellapart.bundle import Bundle
-from tellapart.manifest import Decoding
 from tellapart_coreml.package import Program, read_package
 from tellapart_coreml.session import CoremlSession, check_program, open_coreml, run_elsewhere
+from tellapart_export.fixed_shapes import window_of
 from tellapart_export.graphs import SourceGraph
 from tellapart_export.parity import FLOAT32, HALF, Tolerance
 from tellapart_export.subject import Subject
@@ -36,11 +36,6 @@ _LEAST_NUMBERS = 1024
 
 Prove = Callable[[Subject, Callable[[str], Session], Tolerance], dict[str, Any]]
 """The proof that every target gets: subject, sessions by role, and what counts as equal."""
-
-
-def window_of(subject: Subject, decoding: Decoding) -> int:
-    """Places of the decoder's past, W: a caption of the bundle's longest, and the token that ends it."""
-    return min(decoding.max_new_tokens, max(subject.positions, 1)) + 1
 
 
 def prove_packages(subject: Subject, bundle: Bundle, prove: Prove) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tellapart.errors import ParityError
 from tellapart.manifest import GraphSpec, TensorSpec
 from tellapart_coreml.package import SUFFIX, load_coremltools, save_package
-from tellapart_coreml.session import fixed
+from tellapart_export.fixed_shapes import WindowStep, fixed_spec
 from tellapart_export.graphs import SourceGraph
 
 LEAST_SYSTEM = "iOS16"
@@ -44,17 +44,6 @@ class _Eye(nn.Module):
         if not isinstance(found, tuple):
             return found
         return found[: self.results] if self.results > 1 else found[0]
-
-
-class _Step(nn.Module):
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, ids: Tensor, position: Tensor, past_kv: Tensor, cross_kv: Tensor) -> Any:
-        """Window in, window out: the oldest place falls off at the front."""
-        logits, present = self.module(ids.long(), past_kv, cross_kv, position.long())
-        return logits, present[:, :, :, 1:]
 
 
 class _Reader(nn.Module):
@@ -78,16 +67,8 @@ def coreml_spec(spec: GraphSpec, *, window: int, tokens: int, half: bool = True)
     """
     floats = "float16" if half else "float32"
     types = {"uint8": "uint8", "int64": "int32", "float32": floats}
-
-    def page(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-        axes = {"past": window, "past_and_one": window, "tokens": tokens}
-        return tuple(fixed(tensor, dtype=types[tensor.dtype], **axes) for tensor in tensors)
-
-    inputs = page(spec.inputs)
-    if spec.role == "decoder":
-        inputs = (inputs[0], TensorSpec("position", "int32", (1,)), *inputs[1:])
-    file = str(PurePosixPath(spec.file).with_suffix(SUFFIX))
-    return dataclasses.replace(spec, target="coreml", file=file, inputs=inputs, outputs=page(spec.outputs))
+    page = fixed_spec(spec, window=window, tokens=tokens, types=types)
+    return dataclasses.replace(page, target="coreml", file=str(PurePosixPath(spec.file).with_suffix(SUFFIX)))
 
 
 def write_coreml(source: SourceGraph, spec: GraphSpec, out: Path) -> None:
@@ -159,7 +140,7 @@ def _fixed_module(source: SourceGraph, spec: GraphSpec) -> tuple[nn.Module, tupl
     if spec.role == "text":
         return _Reader(inner).eval(), (ids,)
     past, cross = (torch.zeros(shape) for shape in shapes[2:])
-    return _Step(inner).eval(), (ids, torch.ones(1, dtype=torch.int32), past, cross)
+    return WindowStep(inner).eval(), (ids, torch.ones(1, dtype=torch.int32), past, cross)
 
 
 def _exported(module: nn.Module, example: tuple[Tensor, ...]) -> Any:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tellapart.backends.fixed_shapes import is_fixed
 from tellapart.errors import BackendError, BundleError, MissingExtraError, ParityError
 from tellapart.manifest import GraphSpec, TensorSpec
 
@@ -33,13 +34,15 @@ def convert_graph(file: Path, spec: GraphSpec, out: Path) -> None:
 
 
 def read_graph(file: Path, spec: GraphSpec) -> Any:
-    """An ONNX graph as an `openvino.Model`; errors as for `convert_graph`."""
+    """An ONNX graph as an `openvino.Model`, axes fixed as on its page; errors as for `convert_graph`."""
     openvino = load_openvino()
     try:
         # What convert_model does, less its note to its makers wherever there is a network.
         from openvino._offline_transformations import apply_moc_transformations
 
         model = openvino.Core().read_model(str(file))
+        if is_fixed(spec):
+            model.reshape({tensor.name: list(tensor.shape) for tensor in spec.inputs})
         apply_moc_transformations(model, cf=True)
     except Exception as error:  # its exceptions share no base but this
         raise BackendError(f"OpenVINO cannot convert {file.name}: {str(error).strip()[:300]}") from error

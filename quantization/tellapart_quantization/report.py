@@ -6,6 +6,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, Literal
 
 import numpy as np
@@ -175,6 +176,7 @@ def compare_bundles(
         JSON values: `size_mib`, `vision_ms`, `step_ms` as {"reference", "int8"}, and `runtime` likewise;
         `photos`; of captioners `token_agreement`
         (same next token along the reference's captions); `caption_agreement` (whole greedy captions equal);
+        `first_divergence` of the latter, see `find_divergence`;
         with captions `cider_d` of the greedy ones; of retrievers `mean_image_cosine`, and with captions
         `retrieval`: {"text_to_image", "image_to_text"} -> {"r1", "r5", "r10"} -> {"reference", "int8"}, in
         percent.
@@ -209,6 +211,8 @@ def compare_bundles(
             report["token_agreement"] = round(same / max(total, 1), 4)
             equal = sum(a == b for a, b in zip(first.captions, second.captions, strict=True))
             report["caption_agreement"] = round(equal / len(names), 4)
+            end = runners[0].tokenizer.end_id
+            report["first_divergence"] = find_divergence(names, first.captions, second.captions, end_id=end)
             if captions is not None:
                 references = [list(map(metric_words, captions[name])) for name in names]
                 report["cider_d"] = _pair(
@@ -241,6 +245,35 @@ def compare_bundles(
     finally:
         for runner in runners:
             runner.close()
+
+
+def find_divergence(
+    names: Sequence[str],
+    reference: Sequence[Sequence[int]],
+    int8: Sequence[Sequence[int]],
+    *,
+    end_id: int,
+) -> dict[str, Any] | None:
+    """The first photo whose captions differ, and where.
+
+    Args:
+        names: of the photos.
+        reference: ids of the reference's caption of each, without the end mark.
+        int8: the smaller bundle's.
+        end_id: what a caption has after its last id.
+
+    Returns:
+        {"photo", "token", "reference", "int8", "name"}: photo and token counted from 1, the two ids there;
+        None where all captions are equal.
+    """
+    for photo, (name, one, other) in enumerate(zip(names, reference, int8, strict=True), start=1):
+        if tuple(one) != tuple(other):
+            pairs = zip_longest(one, other, fillvalue=end_id)
+            token, (wanted, given) = next(
+                (at, pair) for at, pair in enumerate(pairs, 1) if pair[0] != pair[1]
+            )
+            return {"photo": photo, "token": token, "reference": wanted, "int8": given, "name": name}
+    return None
 
 
 def check_budget(report: Mapping[str, Any], budget: Budget) -> None:

@@ -115,7 +115,7 @@ def test_other_weights_are_not_equal(toy_bundle: Path, toy_checkpoint: Path) -> 
             open_session(bundle, role, runtime) for role in ("vision", "decoder", "text")
         )
         found = check_tokens(subject, vision, decoder, [pixels()], rules=plan.rules)
-        assert (found.equal, found.draws) == (4, 0)
+        assert (found.equal, found.draws, found.first_divergence) == (4, 0, None)
         assert found.tokens > 8
         assert 0 < found.max_logit_error < 1e-4
         with torch.no_grad():
@@ -126,11 +126,18 @@ def test_other_weights_are_not_equal(toy_bundle: Path, toy_checkpoint: Path) -> 
             check_tokens(subject, vision, decoder, [pixels()], rules=plan.rules)
         # Gaps that hide among large numbers still show in what is said.
         loose = Tolerance(relative=10.0, cosine=-1.0)
-        with pytest.raises(ParityError, match="photo 1: after"):
+        with pytest.raises(ParityError, match="photo 1: after") as raised:
             check_tokens(subject, vision, decoder, [pixels()], rules=plan.rules, tolerance=loose)
+        message = str(raised.value)
         counted = dataclasses.replace(loose, exact=False)
         found = check_tokens(subject, vision, decoder, [pixels()], rules=plan.rules, tolerance=counted)
         assert found.others > 0
+        apart = found.first_divergence
+        assert apart is not None
+        assert f"the network says {apart.network}, the graphs say {apart.graphs};" in message
+        before = json.loads(message[message.index("[") : message.index("]") + 1])
+        assert (apart.photo, apart.token) == (1, len(before) + 1)
+        assert apart.to_fields(["cat.jpg"]) == {**apart.to_fields([]), "name": "cat.jpg"}
         drawn = dataclasses.replace(loose, tie=10.0)
         found = check_tokens(subject, vision, decoder, [pixels()], rules=plan.rules, tolerance=drawn)
         assert found.draws > 0
@@ -174,6 +181,8 @@ def test_a_failed_proof_leaves_nothing(
     with open_bundle(tmp_path / "out") as bundle:
         assert bundle.manifest.parity["greedy_tokens_equal"] == 2
         assert bundle.manifest.parity["photos"] == SAMPLES.name
+        assert bundle.manifest.parity["greedy_first_divergence"] is None
+        assert "| greedy first divergence | - |" in bundle.read_bytes("REPORT.md").decode("utf-8")
 
 
 def test_strangers_are_told_what_is_supported(tmp_path: Path, toy_checkpoint: Path) -> None:

@@ -26,7 +26,7 @@ from tellapart.errors import BudgetError, DataError, UsageError
 from tellapart.photos import Photos, read_captions, spread
 from tellapart_quantization.build import QuantizeOptions, quantize_bundle
 from tellapart_quantization.features import feature_session
-from tellapart_quantization.report import Budget, check_budget
+from tellapart_quantization.report import Budget, check_budget, find_divergence
 
 pytestmark = pytest.mark.train
 
@@ -85,6 +85,7 @@ def test_the_bundle_is_small_and_says_what_it_is(toy_bundle: Path, int8_bundle: 
         assert report["machine"]["cores"] >= 1
         assert "| size mib | " in after.read_bytes("REPORT.md").decode("utf-8")
         assert 0 < report["token_agreement"] <= 1
+        assert (report["first_divergence"] is None) == (report["caption_agreement"] == 1)
         # Random weights enlarge every rounding from layer to layer; unlike rows would be near 0.
         assert report["mean_image_cosine"] > 0.5
         assert set(report["retrieval"]["text_to_image"]) == {"r1", "r5", "r10"}
@@ -128,6 +129,17 @@ def test_new_heads_find_the_same_features(
     quantize_bundle(tmp_path / "float", tmp_path / "int8", given)
     pixels = np.random.default_rng(3).integers(0, 256, (5, 32, 32, 3)).astype(np.uint8)
     assert np.array_equal(feature_session(int8_bundle)(pixels), feature_session(tmp_path / "int8")(pixels))
+
+
+def test_the_first_divergence_names_photo_token_and_both_ids() -> None:
+    names, said = ["a", "b", "c"], [(5, 6), (7, 8), (9,)]
+    assert find_divergence(names, said, said, end_id=3) is None
+    found = find_divergence(names, said, [(5, 6), (7, 9), (1,)], end_id=3)
+    assert found == {"photo": 2, "token": 2, "reference": 8, "int8": 9, "name": "b"}
+    shorter = find_divergence(names, said, [(5, 6), (7, 8), ()], end_id=3)
+    assert shorter == {"photo": 3, "token": 1, "reference": 9, "int8": 3, "name": "c"}
+    longer = find_divergence(names, said, [(5, 6, 4), (7, 8), ()], end_id=3)
+    assert longer == {"photo": 1, "token": 3, "reference": 3, "int8": 4, "name": "a"}
 
 
 def test_over_budget_leaves_nothing(

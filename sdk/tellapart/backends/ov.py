@@ -9,6 +9,7 @@ What differs from its defaults, and why:
   INT8 graphs crash the process (seen on small networks), and others are slower.
 - One stream, no pinning: a device has other work to do. The text tower has a stream for each of the threads
   that the engine spreads texts over.
+- An NPU gets none of these settings: it computes in float16 and takes graphs of fixed shapes alone.
 - Graph and weights are read from bytes that were hashed a moment ago, not from paths that may have changed.
 """
 
@@ -22,14 +23,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tellapart.backends import Session
+from tellapart.backends.fixed_shapes import FixedSession, is_fixed
 from tellapart.backends.graph_files import check_names, first_line, verified_bytes
 from tellapart.backends.threads import count_threads, threads_of
 from tellapart.bundle import Bundle
 from tellapart.errors import BackendError, ClosedError, MissingExtraError
 from tellapart.manifest import GraphSpec
+from tellapart.tokenizer import Tokenizer
 from tellapart.types import RuntimeOptions
 
-_CPU = "CPU"
+_CPU, _NPU = "CPU", "NPU"
 _MOST_SIZES = 3  # numbers of images that a vision graph is kept compiled for
 
 
@@ -60,15 +64,22 @@ def choose_providers(wanted: tuple[str, ...]) -> tuple[str, ...]:
     return wanted or (_CPU,)
 
 
-def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> OvSession:
+def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> Session:
     """Open the OpenVINO graph of a role; see `backends.open_session`."""
     graph = bundle.graph(role, "openvino")
     model = verified_bytes(bundle, graph.file)
     weights = verified_bytes(bundle, str(PurePosixPath(graph.file).with_suffix(".bin")))
     providers = choose_providers(runtime.providers)
+    on_npu = providers[0].startswith(_NPU)
+    if on_npu and not is_fixed(graph):
+        raise BackendError(
+            f"an NPU takes graphs of fixed shapes, and {graph.file} of {bundle.name} has free axes; export "
+            "the checkpoint again: tellapart export CHECKPOINT --target openvino-npu"
+        )
     threads = threads_of(bundle, graph, runtime)
+    pad_id = Tokenizer.from_bundle(bundle).pad_id if role == "text" else 0
     streams = count_threads(runtime) if role == "text" else 1
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    settings: dict[str, Any] = {} if on_npu else {"INFERENCE_PRECISION_HINT": "f32"}
     if providers == (_CPU,):
         settings |= {
             "SNIPPETS_MODE": "DISABLE",
@@ -86,7 +97,10 @@ def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> OvSessio
                 read.reshape({one.name: [batch, *one.shape[1:]]})
             return core.compile_model(read, providers[0], settings)
 
-        return OvSession(compile_for, graph, name=bundle.name, providers=providers, threads=threads)
+        session = OvSession(compile_for, graph, name=bundle.name, providers=providers, threads=threads)
+        if not is_fixed(graph):
+            return session
+        return FixedSession(session, graph, pad_id=pad_id)
     except BackendError:
         raise
     except Exception as error:  # OpenVINO's exceptions share no base but this
