@@ -138,7 +138,7 @@ def test_experts_are_known_by_name(
 ) -> None:
     arguments = ["boost", "--captions", "x", "--out", "y", "--images", str(tmp_path)]
     assert main([*arguments, "--vision", "nobody"]) == 2
-    assert "choose from endpoint, attributes, captioner, regions, text" in capsys.readouterr().err
+    assert "choose from endpoint, local, attributes, captioner, regions, text" in capsys.readouterr().err
     assert main([*arguments, "--vision", "text=much"]) == 2
     assert main(["boost", "--captions", "x", "--out", "y", "--vision", "regions"]) == 2
     join(monkeypatch, sees())
