@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tellapart.errors import CheckpointError
 from tellapart.manifest import Decoding
@@ -136,6 +137,16 @@ def load_network(model_class: Any, folder: Path, *, spare: Sequence[str] = ()) -
     network.requires_grad_(False)
     check_finite(network, folder)
     return network.eval()
+
+
+def unit_rows(found: Any) -> Tensor:
+    """Rows of unit length out of `get_image_features` or `get_text_features`.
+
+    Args:
+        found: (b, E), as transformers 4 gives it; 5 puts it into `pooler_output` of a larger answer.
+    """
+    rows: Tensor = found if isinstance(found, Tensor) else found.pooler_output
+    return F.normalize(rows, dim=-1)
 
 
 def check_finite(network: nn.Module, folder: Path) -> None:

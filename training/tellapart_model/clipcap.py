@@ -12,6 +12,7 @@ Axis letters: b images, P prefix vectors, T caption tokens, E width of the CLIP 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +29,9 @@ from tellapart_model.clipcap_config import ARCHITECTURE, CLIP_MEAN, CLIP_STD, Cl
 from tellapart_model.clipcap_walk import ClipCapWalk
 
 TIED_KEY = "language.lm_head.weight"  # the same tensor as the token embedding, so it is not stored
+
+# What transformers 5 calls the past, from a version in its midst on.
+_CACHE = "cache" if "cache" in inspect.signature(GPT2LMHeadModel.forward).parameters else "past_key_values"
 
 
 class ClipCap(CaptionNetwork):
@@ -169,7 +173,7 @@ class ClipCap(CaptionNetwork):
         scores = torch.zeros(1)
         finished: list[tuple[float, tuple[int, ...]]] = []
         for _ in range(limit):
-            output = self.language(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
+            output = self.language(inputs_embeds=embeds, use_cache=True, **{_CACHE: cache})
             logprobs = torch.log_softmax(output.logits[:, -1], dim=-1)  # (alive, V)
             # Each live beam can lose at most one place to a stop at every stop token, so this many always
             # suffice.

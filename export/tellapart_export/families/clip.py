@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tellapart_export.graphs import ScaledPixels, text_graph, vision_graph
-from tellapart_export.hugging_face import identify, load_network, read_licence
+from tellapart_export.hugging_face import identify, load_network, read_licence, unit_rows
 from tellapart_export.pictures import check_preprocessing, read_preprocessing
 from tellapart_export.subject import Subject
 from tellapart_export.words import TEXTS, check_words, device_tokenizer, read_words
@@ -93,8 +93,8 @@ def open_checkpoint(folder: Path) -> Subject:
         preprocessing=page,
         vocabulary=vocabulary,
         files=files,
-        embed_images=lambda pixels: F.normalize(model.get_image_features(scale(pixels)), dim=-1),
-        embed_texts=lambda ids: F.normalize(model.get_text_features(ids), dim=-1),
+        embed_images=lambda pixels: unit_rows(model.get_image_features(scale(pixels))),
+        embed_texts=lambda ids: unit_rows(model.get_text_features(ids)),
         texts=texts,
         pad_id=end,
         parameters=sum(parameter.numel() for parameter in model.parameters()),

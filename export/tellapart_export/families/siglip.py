@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tellapart_export.graphs import ScaledPixels, text_graph, vision_graph
-from tellapart_export.hugging_face import identify, load_network, read_licence
+from tellapart_export.hugging_face import identify, load_network, read_licence, unit_rows
 from tellapart_export.pictures import check_preprocessing, read_preprocessing
 from tellapart_export.subject import Subject
 from tellapart_export.words import TEXTS, check_words, device_tokenizer, read_words
@@ -81,8 +81,7 @@ def open_checkpoint(folder: Path) -> Subject:
     sha256, source = identify(folder)
 
     def embed_texts(ids: Tensor) -> Tensor:
-        found: Tensor = model.get_text_features(_filled(ids, length, end))
-        return F.normalize(found, dim=-1)
+        return unit_rows(model.get_text_features(_filled(ids, length, end)))
 
     return Subject(
         family="siglip",
@@ -98,7 +97,7 @@ def open_checkpoint(folder: Path) -> Subject:
         preprocessing=page,
         vocabulary=vocabulary,
         files=files,
-        embed_images=lambda pixels: F.normalize(model.get_image_features(scale(pixels)), dim=-1),
+        embed_images=lambda pixels: unit_rows(model.get_image_features(scale(pixels))),
         embed_texts=embed_texts,
         texts=texts,
         pad_id=end,
