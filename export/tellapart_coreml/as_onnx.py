@@ -353,6 +353,23 @@ def _fill_like(w: _Writer, out: list[str]) -> None:
     w.node("Identity", [w.store(np.full(w.out.shape, value))], out)
 
 
+def _quantize(w: _Writer, out: list[str]) -> None:
+    # Whole numbers in floats: of others onnxruntime makes products of bytes, whose sums overflow on some x86.
+    if w.constant("output_dtype") != "int8":
+        raise ParityError("quantize: to other than int8, which the proof does not know")
+    steps = w.add("Round", [w.add("Div", [w.tensor("input"), w.tensor("scale")])])
+    if w.has("zero_point"):
+        steps = w.add("Add", [steps, w.store(np.float32(w.whole("zero_point")))])
+    w.node("Clip", [steps, w.store(np.float32(-128)), w.store(np.float32(127))], out)
+
+
+def _dequantize(w: _Writer, out: list[str]) -> None:
+    steps = w.tensor("input")
+    if w.has("zero_point"):
+        steps = w.add("Sub", [steps, w.store(np.float32(w.whole("zero_point")))])
+    w.node("Mul", [steps, w.tensor("scale")], out)
+
+
 _WRITERS: dict[str, Callable[[_Writer, list[str]], None]] = {
     **dict.fromkeys(_SAME, _same),
     **dict.fromkeys(_REDUCTIONS, _reduce),
@@ -381,4 +398,6 @@ _WRITERS: dict[str, Callable[[_Writer, list[str]], None]] = {
     "reduce_argmax": _argmax,
     "tile": _tile,
     "fill_like": _fill_like,
+    "quantize": _quantize,
+    "dequantize": _dequantize,
 }

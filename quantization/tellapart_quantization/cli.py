@@ -27,8 +27,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="vnni: 8-bit trunk and weights; portable: for processors without 8-bit dot products; "
         "universal: for both, as vnni with a trunk that cannot overflow; "
         "weights: only these; dynamic: for vision transformers; openvino: as vnni, for that runtime; "
-        "tensorrt: explicit and symmetric; coreml: packages with 8-bit weights; auto: tries what runs here "
-        "and keeps the fastest within the budget (default vnni)",
+        "tensorrt: explicit and symmetric; coreml: packages with 8-bit weights; "
+        "coreml-activations: their vision computes in 8 bits, too; auto: tries what runs here and keeps"
+        " the fastest within the budget (default vnni)",
     )
     parser.add_argument(
         "--keep-float",

@@ -1,4 +1,4 @@
-"""Core ML packages with weights in 8 bits, by coremltools; activations stay in float16.
+"""Core ML packages with weights in 8 bits, by coremltools; activations stay in float16 unless asked for.
 
 What was written is read back by our own reader: every stored weight has to lie within half a step of the
 float package's.
@@ -21,6 +21,13 @@ from tellapart.bundle import Bundle
 from tellapart.errors import ParityError
 from tellapart.manifest import GraphSpec
 from tellapart_coreml.package import Program, load_coremltools, load_model, read_package, save_package
+from tellapart_quantization.activations_coreml import (
+    Feeds,
+    activation_ranges,
+    check_activations,
+    quantize_activations,
+)
+from tellapart_quantization.calibration import Range
 
 LEAST_WEIGHTS = 1024
 """Smaller constants stay in float16."""
@@ -32,7 +39,13 @@ _LEAST_HALF = 127 * 2.0**-25
 
 
 def write_coreml_graphs(
-    source: Bundle, scratch: Path, graphs: Sequence[GraphSpec], *, say: Callable[[str], None]
+    source: Bundle,
+    scratch: Path,
+    graphs: Sequence[GraphSpec],
+    *,
+    say: Callable[[str], None],
+    feeds: Feeds | None = None,
+    percentile: float = 100.0,
 ) -> tuple[tuple[GraphSpec, ...], dict[str, Any]]:
     """Quantize the packages of a bundle; each channel gets a scale, and zero points are 0.
 
@@ -41,10 +54,14 @@ def write_coreml_graphs(
         scratch: folder of the bundle to be.
         graphs: its graphs for Core ML.
         say: told how large each was and is.
+        feeds: photos to calibrate the vision package on, whose activations become 8 bits too; None leaves
+            them.
+        percentile: share of an activation's values inside its range, percent.
 
     Returns:
         The pages, which are as before; and by role {"tensors", "numbers", "largest_step"}: tensors in 8 bits,
-        the share of all stored numbers in them, and the largest error in steps (rounding is at most 0.5).
+        the share of all stored numbers in them, and the largest error in steps (rounding is at most 0.5);
+        with `feeds` for vision also {"pairs", "largest_scale"}.
 
     Raises:
         MissingExtraError: coremltools is not installed.
@@ -53,20 +70,29 @@ def write_coreml_graphs(
     load_coremltools()
     import coremltools.optimize.coreml as optimize
 
-    found = {}
+    found: dict[str, Any] = {}
     for graph in graphs:
         given = source.root / graph.file
         settings = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=LEAST_WEIGHTS)
         out = scratch / graph.file
+        ranges: dict[str, Range] = {}
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # progress bars
             warnings.simplefilter("ignore")
+            model = load_model(given)
+            if feeds is not None and graph.role == "vision":
+                say("calibrating the vision package")
+                ranges = activation_ranges(read_package(given), feeds, percentile=percentile)
+                model = quantize_activations(model, ranges)
             model = optimize.linear_quantize_weights(
-                load_model(given), optimize.OptimizationConfig(global_config=settings)
+                model, optimize.OptimizationConfig(global_config=settings)
             )
             save_package(model, out)
             del model
             gc.collect()  # it leaves temporary folders to the collector, which warns of that
-        found[graph.role] = compare_weights(read_package(given), read_package(out), role=graph.role)
+        written = read_package(out)
+        found[graph.role] = compare_weights(read_package(given), written, role=graph.role)
+        if ranges:
+            found[graph.role] |= check_activations(written, ranges, role=graph.role)
         say(f"{graph.role}: {_mib(given):.2f} -> {_mib(out):.2f} MiB")
     return tuple(graphs), found
 

@@ -18,6 +18,8 @@ class QuantScheme:
     """Share of a tensor's values inside its range, percent; see `Histogram.percentile_range`."""
     dynamic: bool = False
     """All products of the vision graph are in 8 bits, their scales found while it runs."""
+    activations: bool = False
+    """All convolutions, products, pools and sums of the vision package for Core ML are in 8 bits."""
     float_blocks: tuple[str, ...] = ()
     """Blocks of the trunk that stay in float unless the caller says otherwise."""
     target: str = "onnx"
@@ -82,13 +84,22 @@ SCHEMES = {
         device="unproved on device: no Apple device took part; its operations were run by onnxruntime",
         device_command="python -m tellapart_coreml BUNDLE",
     ),
+    "coreml-activations": QuantScheme(
+        "coreml-activations",
+        trunk=False,
+        activations=True,
+        target="coreml",
+        device="unproved on device: no Apple device took part; its operations were run by onnxruntime",
+        device_command="python -m tellapart_coreml BUNDLE",
+    ),
 }
 """Presets: "vnni" is for x86 and ARM with 8-bit dot products, "portable" for processors without them,
 "universal" for a bundle that goes to both,
 "weights" keeps every activation in float, "dynamic" is for vision transformers on the processors of "vnni",
 "openvino" is for that runtime, by NNCF, "tensorrt" is explicit and symmetric (QDQ), "coreml" stores the
-weights of packages in 8 bits. A vision graph without a trunk of convolutions (the towers of CLIP, BLIP and
-their kin) has its weights alone in 8 bits in any but "dynamic"."""
+weights of packages in 8 bits, "coreml-activations" computes their vision in them as well. A vision graph
+without a trunk of convolutions (the towers of CLIP, BLIP and their kin) has its weights alone in 8 bits in
+any but "dynamic" and "coreml-activations"."""
 
 AUTO = "auto"
 """Not a scheme: those that can run here are tried, and the fastest within the budget is kept."""

@@ -78,7 +78,14 @@ def write_graphs(
     if scheme.target == "coreml":
         kept: list[str] = []
         trunk = False
-        graphs, details["weights"] = write_coreml_graphs(source, scratch, given, say=say)
+        graphs, details["weights"] = write_coreml_graphs(
+            source,
+            scratch,
+            given,
+            say=say,
+            feeds=_feeds(source, photos, calibrated) if scheme.activations else None,
+            percentile=scheme.percentile,
+        )
     elif scheme.target == "openvino":
         if options.keep_float == ("auto",):
             raise UsageError("--keep-float auto scans graphs for onnxruntime; name the blocks for openvino")
@@ -96,7 +103,7 @@ def write_graphs(
         if scan:
             details["sensitivity"] = scan
     precision = "int8" if trunk and not kept else "mixed"
-    details |= {"float_blocks": kept, "calibrated_on": len(calibrated) if trunk else 0}
+    details |= {"float_blocks": kept, "calibrated_on": len(calibrated) if trunk or scheme.activations else 0}
     if scheme.device:
         details |= {"device": scheme.device, "device_command": scheme.device_command}
     name = f"{scheme.name}" + (f", float: {' '.join(kept)}" if kept else "")

@@ -167,6 +167,36 @@ def test_core_ml_weights_in_8_bits(packages: Path, drawn: Path, tmp_path: Path) 
             assert manifest.files[name].bytes < 0.7 * source.manifest.files[name].bytes
 
 
+def test_core_ml_activations_in_8_bits(packages: Path, drawn: Path, tmp_path: Path) -> None:
+    from tellapart_coreml.package import read_package
+    from tellapart_coreml.session import run_elsewhere
+    from tellapart_quantization.activations_coreml import activation_ranges, check_activations
+
+    manifest = quantize_bundle(packages, tmp_path / "out", options(drawn, scheme="coreml-activations"))
+    assert (manifest.targets, manifest.scheme) == (("coreml",), "coreml-activations")
+    report = manifest.metrics["quantization"]
+    assert report["device"].startswith("unproved on device")
+    assert report["calibrated_on"] == 6
+    assert report["weights"]["vision"]["pairs"] > 10
+    assert "pairs" not in report["weights"]["decoder"]
+    small, whole = (read_package(path / "vision.mlpackage") for path in (tmp_path / "out", packages))
+    assert (whole.version, small.version) == (7, 8)
+    draw = np.random.default_rng(1)
+    pixels = draw.integers(0, 256, (2, 8, 8, 3)).astype(np.uint8).repeat(4, 1).repeat(4, 2)
+    for picture in pixels:
+        feed = {"pixels": picture[None]}
+        wanted, found = run_elsewhere(whole)(feed)["cross_kv"], run_elsewhere(small)(feed)["cross_kv"]
+        cosine = float((wanted * found).sum() / np.linalg.norm(wanted) / np.linalg.norm(found))
+        assert 0.9 < cosine < 0.999999
+    ranges = activation_ranges(whole, lambda: iter([{"pixels": pixels}]), percentile=100.0)
+    with pytest.raises(ParityError, match="its range asks for"):
+        check_activations(
+            small, {name: (2 * low, 2 * high) for name, (low, high) in ranges.items()}, role="v"
+        )
+    with pytest.raises(ParityError, match="rounded no activation"):
+        check_activations(whole, ranges, role="vision")
+
+
 def test_other_weights_are_found_out(packages: Path, drawn: Path, tmp_path: Path) -> None:
     from tellapart_coreml.package import read_package
 
