@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tellapart import Captioner, DecodeOptions
 from tellapart.errors import DataError, UsageError
 from tellapart.truematch import write_benchmark
 from tellapart_training.cli import main
@@ -115,6 +116,31 @@ def test_the_command_prints_a_table_or_json(
     assert json.loads(capsys.readouterr().out)["model"]["beams"] == 1
 
 
+def test_guidance_reaches_the_captions_of_a_bundle(
+    split: tuple[Path, Path], tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "kept.jsonl"
+    arguments = ["evaluate", "--model", str(tiny_bundle), "--images", str(split[0]), "--threads", "1",
+                 "--captions", str(split[1]), "--captions-out", str(kept), "--beams", "1"]  # fmt: skip
+    assert main([*arguments, "--guidance", "4"]) == 0
+    assert "beams 1, guidance 4" in capsys.readouterr().out
+    head, *lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+    assert head["guidance"] == 4.0
+    with Captioner.open(tiny_bundle) as captioner:
+        paths = [split[0] / line["image"] for line in lines]
+        guided, plain = (
+            [
+                captioner.caption(path, options=DecodeOptions(beams=1, guidance=guidance)).text
+                for path in paths
+            ]
+            for guidance in (4.0, 1.0)
+        )
+    assert [line["caption"] for line in lines] == guided != plain
+    with pytest.raises(DataError, match="other beams or guidance"):
+        main([*arguments, "--resume"])
+    assert main([*arguments, "--resume", "--guidance", "4"]) == 0
+
+
 def _names_and_references(captions_file: Path) -> tuple[list[str], list[list[str]]]:
     records = [json.loads(line) for line in captions_file.read_text(encoding="utf-8").splitlines()]
     return [record["image"] for record in records], [record["captions"] for record in records]
@@ -181,6 +207,8 @@ def test_the_human_row_is_one_caption_against_the_others(split: tuple[Path, Path
         ({"human": 1, "judges": {"a": Path("x")}}, "give --images"),
         ({}, "give --images"),
         ({"human": -1}, "at least 0"),
+        ({"human": 1, "guidance": 1.5}, "--guidance steers a device bundle"),
+        ({"checkpoint": Path("x"), "images": Path("x"), "guidance": 1.5}, "export the checkpoint"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], words: str) -> None:

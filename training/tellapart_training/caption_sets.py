@@ -127,14 +127,18 @@ def _kept(subject: Subject, options: EvaluateOptions) -> dict[str, tuple[str, bo
     if path is None:
         return {}
     head = {"model": subject.sha256, "beams": subject.beams}
+    wanted = {**head, "guidance": subject.guidance}
+    # Without guidance the line says nothing of it: files from before there was any can be gone on with.
+    if subject.guidance != 1:
+        head = wanted
     kept: dict[str, tuple[str, bool]] = {}
     if options.resume and path.exists():
         lines = path.read_text(encoding="utf-8").splitlines()
         entries = [entry for entry in map(_json_or_none, lines) if entry is not None]
-        if entries and {key: entries[0].get(key) for key in head} != head:
+        if entries and {key: entries[0].get(key, 1.0) for key in wanted} != wanted:
             raise DataError(
-                f"{path} was written by another model or with other beams: give another --captions-out, "
-                "or leave --resume away to start anew"
+                f"{path} was written by another model, or with other beams or guidance: give another "
+                "--captions-out, or leave --resume away to start anew"
             )
         kept = {
             entry["image"]: (entry["caption"], bool(entry.get("cut")))

@@ -59,6 +59,8 @@ class EvaluationReport:
     def table(self) -> str:
         """The report for people."""
         beams = f", beams {self.model['beams']}" if self.model["beams"] else ""
+        if self.model.get("guidance", 1.0) != 1:
+            beams += f", guidance {self.model['guidance']:g}"
         lines = [f"{self.model['name']} ({self.model['sha256'][:12]}){beams}"]
         lines.append(f"{self.data['images']} images of split {self.data['split']!r}")
         lines.extend(f"  {name:<28}{value:>10.4f}" for name, value in self.figures.items())
@@ -155,14 +157,19 @@ def _by_model(
                 [row for row, record in enumerate(records) for _ in record.captions], dtype=np.int64
             )
             figures = recall_both_ways(subject.embed_texts(texts) @ embeddings.T, owners)
-        facts = {"name": subject.name, "sha256": subject.sha256, "kind": subject.kind, "beams": subject.beams}
+        facts = {
+            "name": subject.name, "sha256": subject.sha256, "kind": subject.kind, "beams": subject.beams,
+            "guidance": subject.guidance,
+        }  # fmt: skip
     return captions, facts, figures
 
 
 def _open_subject(options: EvaluateOptions) -> AbstractContextManager[Subject]:
     if options.checkpoint is not None:
         return checkpoint_subject(options.checkpoint, beams=options.beams, threads=options.threads)
-    return bundle_subject(options.model, beams=options.beams, threads=options.threads)
+    return bundle_subject(
+        options.model, beams=options.beams, threads=options.threads, guidance=options.guidance
+    )
 
 
 def _judged(

@@ -49,6 +49,8 @@ class EvaluateOptions:
     """Keep captions that `captions_out` holds already."""
     beams: int | None = None
     """1 is greedy; None is the bundle's default, 3 for a checkpoint."""
+    guidance: float = 1.0
+    """Of a bundle, as in `DecodeOptions`; 1 is none."""
     limit: int = 0
     """Only the first N images; 0 takes all."""
     batch_size: int = 16
@@ -77,6 +79,8 @@ class EvaluateOptions:
             raise UsageError("--human leaves its own caption out already: drop --leave-out")
         if self.captions_out is not None and not self.captions_by_model:
             raise UsageError("--captions-out keeps the captions of a model, and no model runs here")
+        if self.guidance != 1 and (self.checkpoint is not None or not self.captions_by_model):
+            raise UsageError("--guidance steers a device bundle; export the checkpoint, or leave it out")
         if self.images is None and (self.captions_by_model or self.judged):
             raise UsageError("give --images: a model or a judge has to see them")
 
@@ -130,6 +134,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="keep captions that --captions-out already holds"
     )
     parser.add_argument("--beams", type=int, help="1 is greedy; default: the bundle's, 3 for a checkpoint")
+    parser.add_argument(
+        "--guidance", type=float, default=1.0, metavar="G",
+        help="of a bundle; above 1: more of what is in the image (default: 1, off)",
+    )  # fmt: skip
     parser.add_argument("--limit", type=int, default=0, help="only the first N images")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=0, help="0 leaves the runtime's choice")

@@ -57,6 +57,7 @@ class Subject(Protocol):
     kind: str
     sha256: str
     beams: int
+    guidance: float
     can_retrieve: bool
 
     def look(self, images: Sequence[bytes]) -> Seen:
@@ -72,10 +73,10 @@ class Subject(Protocol):
 class _BundleSubject:
     kind = "bundle"
 
-    def __init__(self, captioner: Captioner, beams: int | None) -> None:
+    def __init__(self, captioner: Captioner, beams: int | None, guidance: float) -> None:
         manifest = captioner.bundle.manifest
         self.name, self.sha256 = manifest.name, captioner.bundle.sha256
-        self.beams = beams or manifest.decoding.beams
+        self.beams, self.guidance = beams or manifest.decoding.beams, guidance
         self.can_retrieve = "retriever" in manifest.kind
         self._captioner = captioner
 
@@ -85,7 +86,7 @@ class _BundleSubject:
 
     def captions(self, seen: Seen, rows: Sequence[int]) -> Sequence[Written]:
         views = [seen.views[row] for row in rows]
-        options = DecodeOptions(beams=self.beams)
+        options = DecodeOptions(beams=self.beams, guidance=self.guidance)
         found = self._captioner.caption_many(views, batch_size=max(1, len(views)), options=options)
         return [DeviceCaption(caption.text, caption.truncated) for caption in found]
 
@@ -94,7 +95,9 @@ class _BundleSubject:
 
 
 @contextmanager
-def bundle_subject(bundle: Path | None, *, beams: int | None, threads: int) -> Iterator[Subject]:
+def bundle_subject(
+    bundle: Path | None, *, beams: int | None, threads: int, guidance: float = 1.0
+) -> Iterator[Subject]:
     """Open a device bundle (None: the embedded one) through the SDK.
 
     Raises:
@@ -102,7 +105,7 @@ def bundle_subject(bundle: Path | None, *, beams: int | None, threads: int) -> I
     """
     runtime = RuntimeOptions(threads=threads or "auto")
     with Captioner.open(bundle, runtime=runtime) as captioner:
-        yield _BundleSubject(captioner, beams)
+        yield _BundleSubject(captioner, beams, guidance)
 
 
 @contextmanager
@@ -126,7 +129,7 @@ def checkpoint_subject(checkpoint: Path, *, beams: int | None, threads: int) -> 
 
     class CheckpointSubject:
         name, kind, sha256 = str(checkpoint), "checkpoint", pair.sha256
-        can_retrieve = True
+        guidance, can_retrieve = 1.0, True
 
         def __init__(self) -> None:
             self.beams = beams or 3
