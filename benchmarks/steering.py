@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from tellapart import Captioner, DecodeOptions, RuntimeOptions, View
-from tellapart.bag import bag_options, judge_bag
+from tellapart.bag import bag_options, judge_bag, spoken_options
 from tellapart.contrast import Contrast
 from tellapart.plan import make_plan
 from tellapart.similarity import hits_at_1
@@ -73,7 +73,9 @@ def captions_of(captioner: Captioner, views: list[View], setting: Setting) -> li
     plan = make_plan(options, captioner.bundle.manifest.decoding, engine.tokenizer)
     rows = captioner.retriever.embed_images(views)
     groups = write_contrast(engine, rows, views, plan, setting.contrast)
-    chosen = judge_bag(groups, rows, captioner.retriever.embed_texts, mode="contrast").captions
+    beams = captioner.caption_many(views, options=spoken_options(setting.options))
+    spoken = [[caption, *caption.alternatives] for caption in beams]
+    chosen = judge_bag(groups, rows, captioner.retriever.embed_texts, mode="contrast", spoken=spoken).captions
     return [caption.text for caption in chosen]
 
 

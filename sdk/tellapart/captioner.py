@@ -22,7 +22,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from tellapart.bag import BagMode, bag_options, judge_bag
+from tellapart.bag import BagMode, bag_options, judge_bag, spoken_options
 from tellapart.bulk import in_order
 from tellapart.bundle import Bundle
 from tellapart.confidence import with_confidence
@@ -249,7 +249,8 @@ class Captioner:
                 would say; "rerank", the retriever chooses among several captions made of each image alone;
                 "plain", each image alone. The rules are at the top of `tellapart.bag`.
             options: how to search. In "rerank" `n_best` is the number of candidates, 5 where it is 1; in
-                "contrast" every beam is a candidate, 3 where `beams` is None.
+                "contrast" every beam is a candidate: `beams` steered and as many plain ones, 6 and 10 where
+                it is None, and each of the two searches has `deadline_ms` for itself.
 
         Raises:
             UsageError: no image, an unknown mode, or options that the mode cannot follow.
@@ -269,14 +270,17 @@ class Captioner:
         image_rows = retriever.embed_images(views)
         if len(views) == 1:
             mode, options = "plain", replace(asked or DecodeOptions(), confidence=False, min_confidence=None)
+        spoken: list[list[Caption]] = []
         if mode == "contrast":
             groups = write_contrast(self._engine, image_rows, views, plan, Contrast()) if views else []
+            beams = self.caption_many(views, options=spoken_options(asked))
+            spoken = [[caption, *caption.alternatives] for caption in beams]
         else:
             captions = list(self.caption_many(views, options=options))
             groups = [
                 [caption, *caption.alternatives] if mode == "rerank" else [caption] for caption in captions
             ]
-        result = judge_bag(groups, image_rows, retriever.embed_texts, mode=mode)
+        result = judge_bag(groups, image_rows, retriever.embed_texts, mode=mode, spoken=spoken)
         if mode == "plain":
             result = replace(result, captions=tuple(captions))
         if plan.calibration is None:

@@ -210,7 +210,7 @@ def test_a_bag_is_told_apart_whatever_its_order(
     assert result.recall_at_1 >= plain.recall_at_1
     assert [text for text, *_ in said(result)] != [text for text, *_ in said(plain)]
     greedy = captioner.bag(images, mode="contrast", options=DecodeOptions(beams=1))
-    assert all(not caption.alternatives for caption in greedy.captions)
+    assert all(len(caption.alternatives) <= 1 for caption in greedy.captions)  # one steered, one plain
 
 
 def test_one_image_duplicates_and_twenty(captioner: Captioner, toy_images: dict[str, np.ndarray]) -> None:
@@ -226,7 +226,7 @@ def test_one_image_duplicates_and_twenty(captioner: Captioner, toy_images: dict[
     assert many.similarity.shape == (20, 20)
 
 
-def test_the_chosen_candidate_weighs_likelihood_fit_and_listener(
+def test_the_chosen_candidate_weighs_likelihood_fit_listener_and_support(
     captioner: Captioner, toy_images: dict[str, np.ndarray]
 ) -> None:
     images = [toy_images[name] for name in ("red", "red_blue", "blue", "yellow_green")]
@@ -234,10 +234,22 @@ def test_the_chosen_candidate_weighs_likelihood_fit_and_listener(
     retriever = captioner.retriever
     image_rows = retriever.embed_images(images).astype(np.float64)
     for own, chosen in enumerate(result.captions):
+        first = captioner.caption(images[own], options=DecodeOptions(beams=6, n_best=6, rerank=0))
+        beams = {entry.token_ids: entry for entry in (first, *first.alternatives)}
+        # Each beam has its end mark here, one piece more than ids.
+        chance = {ids: math.exp(entry.mean_logprob * (len(ids) + 1)) for ids, entry in beams.items()}
         worths = []
         for entry in (chosen, *chosen.alternatives):
             cosines = image_rows @ retriever.embed_texts([entry.text])[0]
-            listener = 20 * cosines[own] - math.log(np.exp(20 * cosines).sum())
-            worths.append(entry.mean_logprob + 4 * cosines[own] + listener)
-        assert worths[0] == pytest.approx(max(worths), abs=1e-5)
-        assert len(worths) == 6
+            listener = 5 * cosines[own] - math.log(np.exp(5 * cosines).sum())
+            shares = [
+                sum(chance[ids] for ids in chance if piece in ids) / sum(chance.values())
+                for piece in set(entry.token_ids)
+            ]
+            borne_out = sum(math.log(share + 1e-3) for share in shares)
+            worths.append(entry.mean_logprob + 8 * cosines[own] + 6 * listener + 0.2 * borne_out)
+        assert worths[0] == pytest.approx(max(worths), abs=1e-4)
+        # All of both searches, each text once.
+        texts = [entry.text for entry in (chosen, *chosen.alternatives)]
+        assert len(texts) == len(set(texts)) >= 6
+        assert {entry.text for entry in beams.values()} <= set(texts)
