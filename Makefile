@@ -112,6 +112,7 @@ boost-faults: $(DEV)
 
 study: $(DEV)
 	$(DEV_ENV)/bin/python -m tellapart_training.study report
+	$(DEV_ENV)/bin/python -m tellapart_training.study report --results docs/study/blended.json --plot docs/study/blended.svg
 
 study-run: $(DEV)
 	$(DEV_ENV)/bin/python -m tellapart_training.study run --data $(DATA) --run $(STUDY) --embedded $(RUN) --workers $(WORKERS)
