@@ -249,7 +249,7 @@ class Captioner:
                 would say; "rerank", the retriever chooses among several captions made of each image alone;
                 "plain", each image alone. The rules are at the top of `tellapart.bag`.
             options: how to search. In "rerank" `n_best` is the number of candidates, 5 where it is 1; in
-                "contrast" every beam is a candidate: `beams` steered and as many plain ones, 6 and 10 where
+                "contrast" every beam is a candidate: `beams` steered and as many plain ones, 5 and 10 where
                 it is None, and each of the two searches has `deadline_ms` for itself.
 
         Raises:
