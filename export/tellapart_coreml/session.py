@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tellapart.backends.fixed_shapes import Array, FixedShapes, Run, is_fixed
+from tellapart.backends.fixed_shapes import Array, FixedShapes, Run, is_fixed, pad_id_of
 from tellapart.bundle import Bundle
 from tellapart.errors import BackendError, BundleError, ClosedError, ParityError
 from tellapart.manifest import GraphSpec
@@ -65,13 +65,11 @@ def open_coreml(bundle: Bundle, role: str) -> CoremlSession:
     spec = bundle.graph(role, "coreml")
     program = read_package(bundle.root / spec.file)
     check_program(program, spec)
-    pad_id = 0
-    if role == "text":
-        from tellapart.tokenizer import Tokenizer
-
-        pad_id = Tokenizer.from_bundle(bundle).pad_id
     return CoremlSession(
-        spec, run_elsewhere(program), where="onnxruntime, operation by operation", pad_id=pad_id
+        spec,
+        run_elsewhere(program),
+        where="onnxruntime, operation by operation",
+        pad_id=pad_id_of(bundle, role),
     )
 
 

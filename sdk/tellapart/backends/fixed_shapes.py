@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tellapart.backends import Session
+from tellapart.bundle import Bundle
 from tellapart.errors import BackendError
 from tellapart.manifest import GraphSpec
+from tellapart.tokenizer import Tokenizer
 
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
@@ -29,6 +31,15 @@ POSITION = "position"
 def is_fixed(graph: GraphSpec) -> bool:
     """Whether no input of a graph has a free axis."""
     return all(isinstance(axis, int) for tensor in graph.inputs for axis in tensor.shape)
+
+
+def pad_id_of(bundle: Bundle, role: str) -> int:
+    """What short texts of a bundle are filled up with; 0 for graphs that read none.
+
+    Raises:
+        BundleError: the vocabulary cannot be read.
+    """
+    return Tokenizer.from_bundle(bundle).pad_id if role == "text" else 0
 
 
 class FixedShapes:

@@ -24,13 +24,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tellapart.backends import Session
-from tellapart.backends.fixed_shapes import FixedSession, is_fixed
+from tellapart.backends.fixed_shapes import FixedSession, is_fixed, pad_id_of
 from tellapart.backends.graph_files import check_names, first_line, verified_bytes
 from tellapart.backends.threads import count_threads, threads_of
 from tellapart.bundle import Bundle
 from tellapart.errors import BackendError, ClosedError, MissingExtraError
 from tellapart.manifest import GraphSpec
-from tellapart.tokenizer import Tokenizer
 from tellapart.types import RuntimeOptions
 
 _CPU, _NPU = "CPU", "NPU"
@@ -70,14 +69,14 @@ def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> Session:
     model = verified_bytes(bundle, graph.file)
     weights = verified_bytes(bundle, str(PurePosixPath(graph.file).with_suffix(".bin")))
     providers = choose_providers(runtime.providers)
-    on_npu = providers[0].startswith(_NPU)
-    if on_npu and not is_fixed(graph):
+    on_npu, fixed = providers[0].startswith(_NPU), is_fixed(graph)
+    if on_npu and not fixed:
         raise BackendError(
             f"an NPU takes graphs of fixed shapes, and {graph.file} of {bundle.name} has free axes; export "
             "the checkpoint again: tellapart export CHECKPOINT --target openvino-npu"
         )
     threads = threads_of(bundle, graph, runtime)
-    pad_id = Tokenizer.from_bundle(bundle).pad_id if role == "text" else 0
+    pad_id = pad_id_of(bundle, role) if fixed else 0
     streams = count_threads(runtime) if role == "text" else 1
     settings: dict[str, Any] = {} if on_npu else {"INFERENCE_PRECISION_HINT": "f32"}
     if providers == (_CPU,):
@@ -98,9 +97,7 @@ def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> Session:
             return core.compile_model(read, providers[0], settings)
 
         session = OvSession(compile_for, graph, name=bundle.name, providers=providers, threads=threads)
-        if not is_fixed(graph):
-            return session
-        return FixedSession(session, graph, pad_id=pad_id)
+        return FixedSession(session, graph, pad_id=pad_id) if fixed else session
     except BackendError:
         raise
     except Exception as error:  # OpenVINO's exceptions share no base but this
