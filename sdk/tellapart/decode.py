@@ -121,6 +121,37 @@ def greedy(
     return _collect(_walk(step, cache, rules, _likeliest, guide), cache.rows, rules)
 
 
+def is_plain(rules: Rules) -> bool:
+    """Whether what may come depends on the position alone: no n-grams, no deadline."""
+    return not rules.no_repeat_ngram and rules.deadline_s is None
+
+
+def checked(tokens: IntArray, logits: FloatArray, rules: Rules) -> Hypothesis | None:
+    """The hypothesis of one greedy search that was made elsewhere, held to what `greedy` would take.
+
+    Args:
+        tokens: (t,) int64, what was taken, t from 1 to M + 1.
+        logits: (t, V) float32, what it was taken by.
+        rules: for which `is_plain` holds.
+
+    Returns:
+        What `greedy` gives for the same logits, bit for bit; None where it would have taken other tokens, as
+        it may where two are as likely up to rounding, or where the logits are not finite.
+    """
+    logprobs = log_softmax(logits)
+    if not np.isfinite(logprobs[:, 0]).all():
+        return None
+    picked = logprobs[np.arange(len(tokens)), tokens]
+    logprobs[:, list(rules.banned_ids)] = -np.inf
+    logprobs[: rules.min_new_tokens, rules.end_id] = -np.inf
+    if not np.array_equal(logprobs.argmax(axis=1), tokens):
+        return None
+    if len(tokens) > rules.max_new_tokens and tokens[-1] != rules.end_id:
+        tokens, picked = tokens[:-1], picked[:-1]  # the last step only asks for the end mark
+    total = np.cumsum(picked, dtype=np.float64)[-1:].sum()
+    return hypothesis(tokens, picked, rules, total=float(total))
+
+
 def stream(
     step: Step[CacheT], cache: CacheT, *, rules: Rules, guide: Guide[CacheT] | None = None
 ) -> Generator[int, None, None]:

@@ -13,6 +13,7 @@ where they arrive.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -22,18 +23,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar, cast
 
-from tellapart.backends import Session, choose_backend, open_session
+from tellapart.backends import Session, choose_backend, open_greedy, open_session
 from tellapart.backends.threads import count_threads
 from tellapart.bundle import Bundle, open_bundle
-from tellapart.errors import ClosedError, UsageError
-from tellapart.graphs import DecoderGraph, TextGraph, VisionGraph
+from tellapart.decode import Rules
+from tellapart.errors import BackendError, ClosedError, UsageError
+from tellapart.graphs import DecoderGraph, GreedyGraph, TextGraph, VisionGraph
 from tellapart.guidance import null_image
 from tellapart.image import load_image
 from tellapart.preprocess import to_input
 from tellapart.tokenizer import Tokenizer
 from tellapart.types import FloatArray, ImageInput, RuntimeOptions, View
 
-GraphT = TypeVar("GraphT", VisionGraph, DecoderGraph, TextGraph)
+_LOG = logging.getLogger(__name__)
+
+_UNOPENED = object()  # None is a graph that the backend does not have
+
+GraphT = TypeVar("GraphT", bound=VisionGraph | DecoderGraph | GreedyGraph | TextGraph | None)
 ItemT = TypeVar("ItemT")
 FoundT = TypeVar("FoundT")
 
@@ -43,7 +49,7 @@ class _Opened:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.graphs: dict[str, VisionGraph | DecoderGraph | TextGraph] = {}
+        self.graphs: dict[str, VisionGraph | DecoderGraph | GreedyGraph | TextGraph | None] = {}
         self.null_kv: FloatArray | None = None
         self.load_ms = 0.0
         self.pool: ThreadPoolExecutor | None = None
@@ -90,15 +96,23 @@ class Engine:
 
     def vision(self) -> VisionGraph:
         """The vision graph."""
-        return self._graph("vision", VisionGraph)
+        return self._graph("vision", lambda: VisionGraph(self._session("vision")))
 
     def decoder(self) -> DecoderGraph:
         """The decoder graph."""
-        return self._graph("decoder", DecoderGraph)
+        return self._graph("decoder", lambda: DecoderGraph(self._session("decoder")))
+
+    def greedy(self, rules: Rules) -> GreedyGraph | None:
+        """The decoder as a graph of whole greedy captions; None where the backend has none.
+
+        Args:
+            rules: whose special ids are built in, those of the bundle; the rest is asked of each caption.
+        """
+        return self._graph("greedy", lambda: self._open_greedy(rules))
 
     def text(self) -> TextGraph:
         """The text graph."""
-        return self._graph("text", TextGraph)
+        return self._graph("text", lambda: TextGraph(self._session("text")))
 
     def check_open(self) -> None:
         """Refuse use after close.
@@ -150,7 +164,8 @@ class Engine:
         opened = self._here()
         with opened.lock:
             for graph in opened.graphs.values():
-                graph.session.close()
+                if graph is not None:
+                    graph.session.close()
             opened.graphs.clear()
             opened.null_kv = None
             pool, opened.pool = opened.pool, None
@@ -222,23 +237,39 @@ class Engine:
         # setdefault is one step even when two threads of a new child come here together.
         return self._opened.setdefault(os.getpid(), _Opened())
 
-    def _graph(self, role: str, wrap: Callable[[Session], GraphT]) -> GraphT:
+    def _session(self, role: str) -> Session:
+        return open_session(self.bundle, role, self.runtime)
+
+    def _open_greedy(self, rules: Rules) -> GreedyGraph | None:
+        try:
+            session = open_greedy(
+                self.bundle,
+                self.runtime,
+                start_id=rules.start_id,
+                end_id=rules.end_id,
+                banned_ids=rules.banned_ids,
+            )
+        except BackendError as error:  # a decoder that a loop cannot hold still works step by step
+            _LOG.info("greedy captions are made step by step: %s", error)
+            return None
+        return None if session is None else GreedyGraph(session)
+
+    def _graph(self, key: str, open_graph: Callable[[], GraphT]) -> GraphT:
         opened = self._here()
         opened.used_s = time.monotonic()
-        graph = opened.graphs.get(role)
-        if graph is None or self._closed:
+        found = opened.graphs.get(key, _UNOPENED)
+        if found is _UNOPENED or self._closed:
             with opened.lock:
                 self.check_open()
-                graph = opened.graphs.get(role)
-                if graph is None:
+                found = opened.graphs.get(key, _UNOPENED)
+                if found is _UNOPENED:
                     started = time.perf_counter()
-                    graph = wrap(open_session(self.bundle, role, self.runtime))
-                    opened.graphs[role] = graph
+                    found = opened.graphs[key] = open_graph()
                     opened.load_ms += _since_ms(started)
                     opened.used_s = time.monotonic()
                     if opened.clock is None and self.runtime.idle_unload_s is not None:
                         self._wind(opened, self.runtime.idle_unload_s)
-        return cast(GraphT, graph)
+        return cast(GraphT, found)
 
     def _wind(self, opened: _Opened, seconds: float) -> None:
         opened.clock = threading.Timer(seconds, self._unload_if_idle, (opened,))

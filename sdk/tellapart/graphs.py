@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tellapart.backends import Session
-from tellapart.decode import log_softmax
+from tellapart.decode import Hypothesis, Rules, checked, log_softmax
 from tellapart.errors import BackendError
 from tellapart.kv_cache import KVCache
 from tellapart.types import FloatArray, IntArray, PixelArray
@@ -134,6 +134,31 @@ class DecoderGraph:
                     return False
             ids = logprobs.argmax(axis=1)
         return True
+
+
+class GreedyGraph:
+    """A whole greedy caption in one run."""
+
+    def __init__(self, session: Session) -> None:
+        """Wrap a session that `backends.open_greedy` gave."""
+        self.session = session
+
+    def write(self, cross_kv: FloatArray, rules: Rules) -> Hypothesis | None:
+        """The caption of one image; what `decode.greedy` finds, bit for bit.
+
+        Args:
+            cross_kv: (2L, 1, H, N, D) float32.
+            rules: for which `decode.is_plain` holds.
+
+        Returns:
+            None where the steps have to be made one by one, see `decode.checked`, or the graph refuses.
+        """
+        lengths = {"most": rules.max_new_tokens + 1, "fewest": rules.min_new_tokens}
+        feeds = {name: np.array(length, np.int64) for name, length in lengths.items()}
+        answer = self.session.run_quietly({"cross_kv": cross_kv, **feeds})
+        if answer is None:
+            return None
+        return checked(answer["tokens"], answer["all_logits"][:, 0], rules)
 
 
 class TextGraph:

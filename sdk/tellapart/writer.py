@@ -14,8 +14,9 @@ import numpy as np
 from tellapart.beams import beam_search
 from tellapart.confidence import with_confidence
 from tellapart.contrast import Contrast, ContrastCache, choose_partners, contrast_step, sharpen
-from tellapart.decode import CacheT, Guide, Hypothesis, Step, greedy, sample, stream
+from tellapart.decode import CacheT, Guide, Hypothesis, Step, greedy, is_plain, sample, stream
 from tellapart.engine import Engine
+from tellapart.graphs import GreedyGraph
 from tellapart.guidance import guide_by, guided_cache
 from tellapart.kv_cache import KVCache
 from tellapart.manifest_confidence import Calibration
@@ -48,13 +49,11 @@ def write_captions(
     if not views:
         return
     groups: list[Sequence[View]] = [[view] for view in views]
-    decoder = engine.decoder()  # opened before the time that opening took is asked for
-    if len(views) > 1 and decoder.keeps_rows_apart(_cross_kv(views)):
+    if len(views) > 1 and engine.decoder().keeps_rows_apart(_cross_kv(views)):
         groups = [views]
     for group in groups:
         check_open()
-        if plan.guidance != 1:
-            engine.null_kv()
+        _open_graphs(engine, group, plan)
         load_ms = engine.take_load_ms()
         started_s = time.perf_counter()
         found = _search(engine, group, plan)
@@ -136,9 +135,28 @@ def stream_ids(engine: Engine, view: View, plan: DecodePlan) -> Generator[int, N
     return stream(contrast_step(step), cache, rules=rules, guide=guide_by(plan.guidance))
 
 
+def _greedy_graph(engine: Engine, views: Sequence[View], plan: DecodePlan) -> GreedyGraph | None:
+    """A graph that makes the caption at once: of one image, where nothing counts but a token's chance."""
+    plain = plan.beams == 1 and plan.temperature == 0 and plan.guidance == 1 and plan.deadline_ms is None
+    return engine.greedy(plan.rules) if plain and len(views) == 1 and is_plain(plan.rules) else None
+
+
+def _open_graphs(engine: Engine, views: Sequence[View], plan: DecodePlan) -> None:
+    """What the search will ask for, so that the time that opening takes is known before."""
+    if _greedy_graph(engine, views, plan) is None:
+        engine.decoder()
+    if plan.guidance != 1:
+        engine.null_kv()
+
+
 def _search(engine: Engine, views: Sequence[View], plan: DecodePlan) -> list[list[Hypothesis]]:
     """Per view the hypotheses, best first."""
-    step, cross_kv = engine.decoder().step, _cross_kv(views)
+    cross_kv = _cross_kv(views)
+    whole = _greedy_graph(engine, views, plan)
+    found = None if whole is None else whole.write(cross_kv, plan.rules)
+    if found is not None:
+        return [[found]]
+    step = engine.decoder().step
     if plan.guidance == 1:
         return _searched(step, KVCache.empty(cross_kv), plan)
     cache = guided_cache(cross_kv, engine.null_kv())

@@ -7,7 +7,7 @@ used or is an error; only "auto" chooses, and says why in the log at INFO.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -162,4 +162,34 @@ def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> Session:
     # Which backend was chosen is said once, when a bundle is opened, and not again for each graph.
     name, _ = _check_backend(bundle, runtime)
     session: Session = _module(name).open_session(bundle, role, runtime)
+    return session
+
+
+def open_greedy(
+    bundle: Bundle, runtime: RuntimeOptions, *, start_id: int, end_id: int, banned_ids: Iterable[int]
+) -> Session | None:
+    """Open the decoder as one graph that makes a whole greedy caption, where the backend can.
+
+    Args:
+        bundle: an open bundle.
+        runtime: backend, providers and threads.
+        start_id: the token of the first step.
+        end_id: the token that ends a caption.
+        banned_ids: tokens that are never chosen.
+
+    Returns:
+        A session with the inputs and outputs of `onnx_loop.greedy_page`. None where it would not pay or is
+        not possible: another runtime than onnxruntime on the CPU, a large decoder, fixed shapes.
+
+    Raises:
+        BundleIntegrityError: the graph changed since the bundle was opened.
+        BackendError: see `choose_backend`, or the runtime refuses the graph.
+        MissingExtraError: the backend's package is not installed.
+    """
+    name, _ = _check_backend(bundle, runtime)
+    if name != "onnxruntime":
+        return None
+    session: Session | None = _module(name).open_greedy(
+        bundle, runtime, start_id=start_id, end_id=end_id, banned_ids=banned_ids
+    )
     return session

@@ -17,13 +17,14 @@ What differs from its defaults, and why:
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy.typing as npt
 
 from tellapart.backends.graph_files import check_names, first_line, verified_bytes
 from tellapart.backends.onnx_files import external_paths
+from tellapart.backends.onnx_loop import greedy_model, greedy_page
 from tellapart.backends.threads import threads_of
 from tellapart.bundle import Bundle
 from tellapart.errors import (
@@ -36,6 +37,7 @@ from tellapart.manifest import GraphSpec
 from tellapart.types import RuntimeOptions
 
 _CPU = "CPUExecutionProvider"
+_MOST_LOOPED_BYTES = 32 * 1024 * 1024  # of larger decoders a step is so long that a run's own cost is nothing
 _ERRORS_ONLY, _FATAL_ONLY = 3, 4  # onnxruntime's scale: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 
 
@@ -80,15 +82,40 @@ def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> OrtSessi
     """Open the ONNX graph of a role; see `backends.open_session`."""
     graph = bundle.graph(role, "onnx")
     model = verified_bytes(bundle, graph.file)
+    options = session_options(role, threads_of(bundle, graph, runtime), runtime)
     outside = external_paths(model)
     for location in outside:
         verified_bytes(bundle, _listed_path(bundle, graph, location))
-    threads = threads_of(bundle, graph, runtime)
-    options = session_options(role, threads, runtime)
     if outside:
         folder = (bundle.root / graph.file).parent
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    providers = choose_providers(runtime.providers)
+    return _start(model, graph, bundle, options, choose_providers(runtime.providers))
+
+
+def open_greedy(
+    bundle: Bundle, runtime: RuntimeOptions, *, start_id: int, end_id: int, banned_ids: Iterable[int]
+) -> OrtSession | None:
+    """Open the decoder as one graph that makes a whole greedy caption; see `backends.open_greedy`."""
+    graph = bundle.graph("decoder", "onnx")
+    # Anywhere but on the CPU each turn of a loop is a word between two processors.
+    if choose_providers(runtime.providers) != (_CPU,):
+        return None
+    if bundle.manifest.files[graph.file].bytes > _MOST_LOOPED_BYTES:
+        return None
+    model = verified_bytes(bundle, graph.file)
+    if external_paths(model):
+        return None
+    looped = greedy_model(model, graph, start_id=start_id, end_id=end_id, banned_ids=banned_ids)
+    if looped is None:
+        return None
+    options = session_options("decoder", threads_of(bundle, graph, runtime), runtime)
+    return _start(looped, greedy_page(graph), bundle, options, (_CPU,))
+
+
+def _start(
+    model: bytes, graph: GraphSpec, bundle: Bundle, options: Any, providers: tuple[str, ...]
+) -> OrtSession:
+    """A session on exactly the providers that were chosen."""
     ort = _load()
     try:
         session = ort.InferenceSession(model, sess_options=options, providers=list(providers))
@@ -105,6 +132,7 @@ def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> OrtSessi
             "drivers, or leave the provider out"
         )
     session.disable_fallback()
+    threads = int(options.intra_op_num_threads)
     return OrtSession(session, graph, name=bundle.name, providers=used, threads=threads)
 
 
