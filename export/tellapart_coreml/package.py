@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import shutil
 import tempfile
 import uuid
@@ -21,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.errors import BundleError, MissingExtraError
+from tellapart.backends.coreml import load_coremltools
+from tellapart.errors import BundleError
 
-SUFFIX = ".mlpackage"
 MODEL = "Data/com.apple.CoreML/model.mlmodel"
 WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
 
@@ -75,29 +74,11 @@ class Program:
     """What separates the levels of those stored in 8 bits; broadcasts to the constant."""
 
 
-def load_coremltools() -> Any:
-    """The package, silent: on Linux it says for each part that it cannot run what it makes.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    logger = logging.getLogger("coremltools")
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import coremltools
-    except ImportError as error:
-        raise MissingExtraError("coreml", "The target coreml needs coremltools") from error
-    return coremltools
-
-
-def load_model(package: Path, *, skip_load: bool = True) -> Any:
-    """An `MLModel` of a copy: coremltools writes into the package that it opens.
+def load_model(package: Path) -> Any:
+    """An `MLModel` of a copy, not to be run: coremltools writes into the package that it opens.
 
     Args:
         package: of a bundle, whose bytes are not to change.
-        skip_load: Core ML itself shall not be asked for it.
     """
     coremltools = load_coremltools()
     folder = tempfile.mkdtemp(prefix="tellapart-coreml-")
@@ -106,7 +87,7 @@ def load_model(package: Path, *, skip_load: bool = True) -> Any:
         shutil.copytree(package, copy)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = coremltools.models.MLModel(str(copy), skip_model_load=skip_load)
+            model = coremltools.models.MLModel(str(copy), skip_model_load=True)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

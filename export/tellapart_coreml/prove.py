@@ -6,31 +6,38 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tellapart.backends import Session, open_session
+from tellapart.backends.coreml import UNITS
 from tellapart.backends.fixed_shapes import Run
 from tellapart.bundle import Bundle, open_bundle
+from tellapart.captioner import Captioner
 from tellapart.errors import MissingExtraError, ParityError, TellapartError, UsageError
 from tellapart.manifest import GraphSpec
-from tellapart_coreml.package import read_package
-from tellapart_coreml.session import check_program, run_elsewhere, run_on_device
+from tellapart.search import list_images
+from tellapart.types import DecodeOptions, RuntimeOptions
+from tellapart_coreml.session import open_elsewhere
 
 LEAST_COSINE = 0.999
 LARGEST_GAP = 5e-2
 """As a share of the largest value (or of 1): float16 with sums in another order."""
 
+LEAST_EQUAL = 0.5
+"""Share of photos whose captions have to be the same: float16 decides draws in its own way, and no more."""
 
-def prove_bundle(
-    bundle: Bundle, device: Callable[[Path], Run] = run_on_device, *, rounds: int = 4
-) -> dict[str, Any]:
+
+def prove_bundle(bundle: Bundle, device: Callable[[str], Session], *, rounds: int = 4) -> dict[str, Any]:
     """Run each package by Core ML and by onnxruntime on the same drawn inputs.
 
     Args:
         bundle: with graphs for Core ML.
-        device: opens a package where it is to be proved.
+        device: opens the package of a role where it is to be proved.
         rounds: inputs drawn for each graph.
 
     Returns:
@@ -48,12 +55,56 @@ def prove_bundle(
         )
     report: dict[str, Any] = {}
     for graph in graphs:
-        package = bundle.root / graph.file
-        program = read_package(package)
-        check_program(program, graph)
-        here, there = run_elsewhere(program), device(package)
-        compare_runs(report, graph, here, there, rounds=rounds, device="Core ML")
+        with ExitStack() as stack:
+            there, here = device(graph.role), open_elsewhere(bundle, graph.role)
+            stack.callback(there.close)
+            stack.callback(here.close)
+            compare_runs(report, graph, here.run, there.run, rounds=rounds, device="Core ML")
     return report
+
+
+def prove_captions(bundle: Path, images: Path, runtime: RuntimeOptions) -> dict[str, Any]:
+    """Caption photos from the packages and from the ONNX graphs beside them, greedily, and compare.
+
+    Args:
+        bundle: with graphs for both.
+        images: a folder of photos.
+        runtime: of the packages.
+
+    Returns:
+        {"photos", "equal", "first_other"}: how many, how many have the same caption, and of the first other
+        one its name and both captions; None where there is none.
+
+    Raises:
+        ParityError: fewer than `LEAST_EQUAL` are equal.
+        BackendError: Core ML does not run here, or the bundle has no ONNX graphs.
+        UsageError: no photo there.
+        ImageError: one that cannot be read.
+    """
+    names = list_images(images)
+    if not names:
+        raise UsageError(f"no image in the folder {images}")
+    options = DecodeOptions(beams=1, rerank=0.0)
+    with (
+        Captioner.open(bundle, runtime=RuntimeOptions(backend="onnxruntime")) as here,
+        Captioner.open(bundle, runtime=runtime) as there,
+    ):
+        pairs = [
+            tuple(captioner.caption(images / name, options=options) for captioner in (here, there))
+            for name in names
+        ]
+    others = [
+        {"photo": name, "onnxruntime": wanted.text, "coreml": given.text}
+        for name, (wanted, given) in zip(names, pairs, strict=True)
+        if wanted.token_ids != given.token_ids
+    ]
+    equal = len(names) - len(others)
+    if equal < LEAST_EQUAL * len(names):
+        raise ParityError(
+            f"Core ML gives {equal} of {len(names)} photos the caption that onnxruntime gives them; the first"
+            f" other one: {others[0]}"
+        )
+    return {"photos": len(names), "equal": equal, "first_other": others[0] if others else None}
 
 
 def compare_runs(
@@ -116,12 +167,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tellapart_coreml", description="Prove a bundle's Core ML packages on this Mac."
     )
-    parser.add_argument("bundle", metavar="BUNDLE", help="exported with --target coreml")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="exported with --target coreml")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="photos to caption from the packages and from the ONNX graphs beside them",
+    )
+    parser.add_argument(
+        "--units", default=UNITS[0], metavar="UNITS", help=f"one of {', '.join(UNITS)} (default {UNITS[0]})"
+    )
     parser.add_argument("--rounds", type=int, default=4, metavar="N", help="inputs for each graph")
     args = parser.parse_args(argv)
     try:
+        runtime = RuntimeOptions(backend="coreml", providers=(args.units,))
         with open_bundle(args.bundle) as bundle:
-            report = prove_bundle(bundle, rounds=args.rounds)
+            device = partial(open_session, bundle, runtime=runtime)
+            report = prove_bundle(bundle, device, rounds=args.rounds)
+        if args.images is not None:
+            report["captions"] = prove_captions(args.bundle, args.images, runtime)
     except TellapartError as error:
         print(f"tellapart_coreml: {type(error).__name__}: {error}", file=sys.stderr)
         return 2 if isinstance(error, (UsageError, MissingExtraError)) else 1

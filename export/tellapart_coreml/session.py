@@ -1,4 +1,4 @@
-"""A package of fixed shapes behind the face of the other runtimes, see `tellapart.backends.fixed_shapes`."""
+"""The packages of a bundle without Core ML: the SDK's own session, its operations run by onnxruntime."""
 
 from __future__ import annotations
 
@@ -7,76 +7,52 @@ from typing import Any
 
 import numpy as np
 
-from tellapart.backends.fixed_shapes import Array, FixedShapes, Run, is_fixed, pad_id_of
+from tellapart.backends.coreml import SUFFIX, Predict, session_of
+from tellapart.backends.fixed_shapes import FixedSession, pad_id_of
 from tellapart.bundle import Bundle
-from tellapart.errors import BackendError, BundleError, ClosedError, ParityError
+from tellapart.errors import BundleError, MissingExtraError, ParityError
 from tellapart.manifest import GraphSpec
-from tellapart_coreml.as_onnx import to_onnx
-from tellapart_coreml.package import SUFFIX, Program, Value, load_model, read_package
+from tellapart_coreml.package import Program, Value, read_package
 
 _TYPES = {"INT32": "int32", "FLOAT16": "float16", "FLOAT32": "float32", "BOOL": "bool"}
 
 LARGEST_HALF = 2048
 """Whole numbers above this have gaps in float16."""
 
-
-class CoremlSession:
-    """A graph of a Core ML package; a `backends.Session`."""
-
-    backend = "coreml"
-    threads = 1
-
-    providers: tuple[str, ...]
-
-    def __init__(self, spec: GraphSpec, run: Run, *, where: str, pad_id: int = 0) -> None:
-        """Take the page of the graph, what runs it and where; short texts are filled with `pad_id`."""
-        if not is_fixed(spec):
-            raise BundleError(f"the {spec.role} graph for Core ML has free axes; export the checkpoint again")
-        self.spec, self._shapes = spec, FixedShapes(spec, run, pad_id=pad_id)
-        self.providers = (where,)
-        self._closed = False
-
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute all outputs, row by row; see `backends.Session.run`."""
-        if self._closed:
-            raise ClosedError(f"the {self.spec.role} graph was closed; open another")
-        return self._shapes.run(feeds)
-
-    def run_quietly(self, feeds: Mapping[str, Array]) -> dict[str, Array] | None:
-        """As `run`, and None where the graph refuses."""
-        try:
-            return self.run(feeds)
-        except BackendError:
-            return None
-
-    def close(self) -> None:
-        """Give the memory back."""
-        self._closed = True
-        self._shapes = FixedShapes(self.spec, lambda feeds: {})
+ELSEWHERE = ("onnxruntime, operation by operation",)
+"""What stands in a session's `providers`."""
 
 
-def open_coreml(bundle: Bundle, role: str) -> CoremlSession:
+def open_elsewhere(bundle: Bundle, role: str) -> FixedSession:
     """A Core ML graph of a bundle, run by onnxruntime; see `as_onnx`.
 
     Raises:
         BundleError: none of this role, or its package is damaged.
         ParityError: the package is not what the manifest says.
+        MissingExtraError: onnx, onnxruntime or coremltools is not installed.
     """
     spec = bundle.graph(role, "coreml")
     program = read_package(bundle.root / spec.file)
     check_program(program, spec)
-    return CoremlSession(
-        spec,
-        run_elsewhere(program),
-        where="onnxruntime, operation by operation",
-        pad_id=pad_id_of(bundle, role),
-    )
+    pad_id = pad_id_of(bundle, role)
+    return session_of(spec, run_elsewhere(program), name=bundle.name, providers=ELSEWHERE, pad_id=pad_id)
 
 
-def run_elsewhere(program: Program, *, rounded: bool = True) -> Run:
-    """Run a program by onnxruntime; `rounded` as in `to_onnx`."""
-    import onnxruntime
+def run_elsewhere(program: Program, *, rounded: bool = True) -> Predict:
+    """What runs a program by onnxruntime; `rounded` as in `to_onnx`.
 
+    Raises:
+        MissingExtraError: onnx or onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+
+        from tellapart_coreml.as_onnx import to_onnx
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "quantize",
+            "Running a package without Core ML needs onnx and onnxruntime, which are not installed",
+        ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
@@ -86,11 +62,12 @@ def run_elsewhere(program: Program, *, rounded: bool = True) -> Run:
     names = [value.name for value in program.outputs]
     halves = {value.name for value in program.inputs if value.dtype == "FLOAT16"} if rounded else set()
 
-    def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def predict(feeds: Mapping[str, Any]) -> dict[str, Any]:
         given = {}
-        for name, array in feeds.items():
+        for name, value in feeds.items():
+            array = np.asarray(value)
             if name in program.images:
-                array = array.transpose(0, 3, 1, 2).astype(np.float32)
+                array = array.transpose(2, 0, 1)[None].astype(np.float32)
             elif array.dtype.kind == "f":
                 array = (array.astype(np.float16) if name in halves else array).astype(np.float32)
             else:
@@ -98,33 +75,7 @@ def run_elsewhere(program: Program, *, rounded: bool = True) -> Run:
             given[name] = array
         return dict(zip(names, session.run(names, given), strict=True))
 
-    return run
-
-
-def run_on_device(package: Any) -> Run:
-    """Run a package by Core ML itself, on a Mac.
-
-    Raises:
-        BackendError: not on a Mac, or Core ML refuses the package.
-    """
-    try:
-        model = load_model(package, skip_load=False)
-    except Exception as error:
-        raise BackendError(f"Core ML cannot load {package}: {str(error).strip()[:300]}") from error
-
-    def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
-        from PIL import Image
-
-        given = {
-            name: Image.fromarray(array[0]) if name == "pixels" else array for name, array in feeds.items()
-        }
-        try:
-            found = model.predict(given)
-        except Exception as error:
-            raise BackendError(f"Core ML cannot run here: {str(error).strip()[:300]}") from error
-        return {name: np.asarray(array, np.float32) for name, array in found.items()}
-
-    return run
+    return predict
 
 
 def check_program(program: Program, spec: GraphSpec) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from tellapart._version import __version__
 from tellapart.backends import TARGET_OF, Session, open_session
+from tellapart.backends.coreml import load_coremltools
 from tellapart.bundle import Bundle, open_bundle, staged_bundle, write_bundle
 from tellapart.doctor import machine_facts
 from tellapart.errors import UsageError
@@ -21,7 +22,6 @@ from tellapart.plan import make_plan
 from tellapart.report_page import REPORT_NAME, report_page
 from tellapart.tokenizer import Tokenizer
 from tellapart.types import DecodeOptions, PixelArray, RuntimeOptions
-from tellapart_coreml.package import load_coremltools
 from tellapart_export.families import open_checkpoint
 from tellapart_export.fixed_shapes import window_of
 from tellapart_export.hugging_face import fetch_checkpoint

@@ -19,9 +19,10 @@ import numpy as np
 from torch import nn
 
 from tellapart.backends import Session
+from tellapart.backends.coreml import session_of
 from tellapart.bundle import Bundle
 from tellapart_coreml.package import Program, read_package
-from tellapart_coreml.session import CoremlSession, check_program, open_coreml, run_elsewhere
+from tellapart_coreml.session import ELSEWHERE, check_program, open_elsewhere, run_elsewhere
 from tellapart_export.fixed_shapes import window_of
 from tellapart_export.graphs import SourceGraph
 from tellapart_export.parity import FLOAT32, HALF, Tolerance
@@ -69,10 +70,11 @@ def prove_packages(subject: Subject, bundle: Bundle, prove: Prove) -> dict[str, 
             write_coreml(sources[role], spec, out)
             program = read_package(out)
             check_program(program, spec)
-            return CoremlSession(spec, run_elsewhere(program), where="onnxruntime", pad_id=subject.pad_id)
+            predict = run_elsewhere(program)
+            return session_of(spec, predict, name="", providers=ELSEWHERE, pad_id=subject.pad_id)
 
         report["float32"] = prove(short, convert, FLOAT32)
-    report["float16"] = prove(short, lambda role: open_coreml(bundle, role), HALF)
+    report["float16"] = prove(short, lambda role: open_elsewhere(bundle, role), HALF)
     programs = {role: read_package(bundle.root / bundle.graph(role, "coreml").file) for role in sources}
     report["weights"] = _look_up(sources, programs)
     report["specification"] = {role: describe(program) for role, program in programs.items()}

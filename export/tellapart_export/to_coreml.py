@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tellapart.backends.coreml import SUFFIX, load_coremltools
 from tellapart.errors import ParityError
 from tellapart.manifest import GraphSpec, TensorSpec
-from tellapart_coreml.package import SUFFIX, load_coremltools, save_package
+from tellapart_coreml.package import save_package
 from tellapart_export.fixed_shapes import WindowStep, fixed_spec
 from tellapart_export.graphs import SourceGraph
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tellapart.backends.coreml import load_coremltools
 from tellapart.errors import ParityError
 from tellapart_coreml.as_onnx import to_onnx
-from tellapart_coreml.package import Program, load_coremltools
+from tellapart_coreml.package import Program
 from tellapart_quantization.calibration import Range, find_ranges
 from tellapart_quantization.surgery import name_nodes
 

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from tellapart.backends.coreml import load_coremltools
 from tellapart.bundle import Bundle
 from tellapart.errors import ParityError
 from tellapart.manifest import GraphSpec
-from tellapart_coreml.package import Program, load_coremltools, load_model, read_package, save_package
+from tellapart_coreml.package import Program, load_model, read_package, save_package
 from tellapart_quantization.activations_coreml import (
     Feeds,
     activation_ranges,

@@ -19,7 +19,7 @@ from tellapart.kv_cache import KVCache
 from tellapart.photos import Photos
 from tellapart.tokenizer import Tokenizer
 from tellapart.types import FloatArray, IntArray, RuntimeOptions
-from tellapart_coreml.session import open_coreml
+from tellapart_coreml.session import open_elsewhere
 from tellapart_quantization.self_retrieval import recall_drop
 from tellapart_training.metrics import cider_d, metric_words
 
@@ -68,8 +68,8 @@ class Runner:
         self.sessions: dict[str, Session] = {role: self._open(role, runtime) for role in sorted(roles)}
 
     def _open(self, role: str, runtime: RuntimeOptions) -> Session:
-        if self.bundle.manifest.targets == ("coreml",):  # which no backend runs
-            return open_coreml(self.bundle, role)
+        if self.bundle.manifest.targets == ("coreml",):  # which a Mac alone runs
+            return open_elsewhere(self.bundle, role)
         return open_session(self.bundle, role, runtime)
 
     def close(self) -> None:

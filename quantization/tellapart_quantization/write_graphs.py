@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 
+from tellapart.backends.coreml import SUFFIX
 from tellapart.bundle import Bundle
 from tellapart.errors import UsageError
 from tellapart.manifest import GraphSpec, Manifest
 from tellapart.photos import Photos, spread
-from tellapart_coreml.package import SUFFIX
 from tellapart_quantization.calibration import Range, find_ranges
 from tellapart_quantization.dynamic_onnx import quantize_products, store_seven_bits
 from tellapart_quantization.int8_coreml import write_coreml_graphs

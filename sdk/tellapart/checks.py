@@ -14,6 +14,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from tellapart.backends import runs_here
 from tellapart.cache_folder import default_cache_dir
 from tellapart.errors import TellapartError
 from tellapart.types import RuntimeOptions
@@ -184,7 +185,10 @@ def _extras() -> Iterator[Check]:
             mend = f'pip install "tellapart[{extra}]"'
             yield Check(name=extra, works=False, finding=finding, mend=mend, needed=False)
         else:
-            yield Check(name=extra, works=True, finding="what it needs is installed", needed=False)
+            finding = "what it needs is installed"
+            if extra == "coreml" and not runs_here("coreml"):
+                finding = "packages can be made here, and run on a Mac alone"
+            yield Check(name=extra, works=True, finding=finding, needed=False)
 
 
 def _is_there(module: str) -> bool:

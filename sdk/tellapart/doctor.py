@@ -13,11 +13,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tellapart._version import __version__
+from tellapart.backends import TARGET_OF, runs_here
 from tellapart.backends.threads import remember
 from tellapart.errors import BackendError, MissingExtraError
 from tellapart.types import DecodeOptions, ImageInput, RuntimeOptions
@@ -48,7 +48,7 @@ class Machine:
     """Version by distribution; None where it is not installed."""
 
     backends: dict[str, bool]
-    """Runtimes that tellapart knows, and whether they are installed."""
+    """Runtimes by the names of `RuntimeOptions.backend`, and whether they are installed and can run here."""
 
     providers: tuple[str, ...]
     """Execution providers of onnxruntime; empty where it is not installed or does not load."""
@@ -93,7 +93,7 @@ def examine_machine() -> Machine:
         python=platform.python_version(),
         system=platform.platform(),
         packages={name: _version_of(name) for name in PACKAGES},
-        backends={name: find_spec(name) is not None for name in ("onnxruntime", "openvino", "coremltools")},
+        backends={name: runs_here(name) for name in TARGET_OF},
         providers=_onnxruntime_providers(),
         cpu=cpu,
         cpu_flags=tuple(flag for flag in USEFUL_CPU_FLAGS if flag in flags),

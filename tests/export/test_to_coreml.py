@@ -1,12 +1,17 @@
-"""Core ML packages: what the page says, the network's numbers, and what is refused; all without a Mac."""
+"""Core ML packages: what the page says, what runs them, and what is refused; all without a Mac."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import shutil
 import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,35 +19,25 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
+from tellapart import Captioner, DecodeOptions, RuntimeOptions  # noqa: E402
+from tellapart.backends import coreml, open_session  # noqa: E402
 from tellapart.bundle import open_bundle, staged_bundle, write_bundle  # noqa: E402
 from tellapart.cli import main  # noqa: E402
 from tellapart.errors import (  # noqa: E402
     BackendError,
     BundleError,
     BundleIntegrityError,
+    ClosedError,
     ManifestError,
     MissingExtraError,
     ParityError,
 )
-from tellapart.manifest import GraphSpec, TensorSpec  # noqa: E402
+from tellapart.manifest import TensorSpec  # noqa: E402
 from tellapart_coreml.package import WEIGHTS, load_model, read_package, save_package  # noqa: E402
 from tellapart_coreml.prove import draw_feeds, prove_bundle  # noqa: E402
 from tellapart_coreml.prove import main as prove_main  # noqa: E402
-from tellapart_coreml.session import CoremlSession, check_program, open_coreml, run_elsewhere  # noqa: E402
+from tellapart_coreml.session import check_program, open_elsewhere, run_elsewhere  # noqa: E402
 from tellapart_export.build import ExportOptions, export_bundle  # noqa: E402
-from tellapart_export.families import open_checkpoint  # noqa: E402
-from tellapart_export.parity import check_graph, feeds_for  # noqa: E402
-from tellapart_export.pictures import drawn_pictures  # noqa: E402
-from tellapart_export.to_coreml import coreml_spec, write_coreml  # noqa: E402
-from toy_families import (  # noqa: E402
-    make_blip,
-    make_clip,
-    make_clipcap,
-    make_git,
-    make_siglip,
-    make_smolvlm,
-    make_vit_gpt2,
-)
 
 pytestmark = pytest.mark.train
 SAMPLES = Path(__file__).parents[2] / "samples" / "photos"
@@ -95,85 +90,13 @@ def test_the_conversion_is_exact_and_the_device_is_named(made: Path) -> None:
     assert all(page["version"] == 7 and page["most_axes"] <= 5 for page in parity["specification"].values())
 
 
-def graph_alone(source: Any, subject: Any, folder: Path, *, half: bool = False) -> CoremlSession:
-    spec = coreml_spec(source.spec, window=7, tokens=subject.vocabulary.max_text_tokens, half=half)
-    out = folder / spec.file
-    write_coreml(source, spec, out)
-    program = read_package(out)
-    check_program(program, spec)
-    return CoremlSession(spec, run_elsewhere(program), where="here", pad_id=subject.pad_id)
-
-
-@pytest.mark.parametrize(
-    "make", [make_vit_gpt2, make_blip, make_git, make_clipcap, make_smolvlm, make_clip, make_siglip]
-)
-def test_every_family_converts(make: Any, tmp_path: Path) -> None:
-    pytest.importorskip("coremltools", reason="the extra coreml is not installed")
-    subject = dataclasses.replace(open_checkpoint(make(tmp_path / "checkpoint")), positions=6)
-    drawn = drawn_pictures(subject.preprocessing.image_px, 3)
-    for source in subject.graphs:
-        session = graph_alone(source, subject, tmp_path)
-        feeds = feeds_for(subject, source, drawn)
-        assert [entry.max_abs < 1e-3 for entry in check_graph(source, session, feeds)]
-
-
-def test_a_step_wired_wrongly_is_found_out(toy_checkpoint: Path, tmp_path: Path) -> None:
-    pytest.importorskip("coremltools", reason="the extra coreml is not installed")
-    subject = dataclasses.replace(open_checkpoint(toy_checkpoint), positions=6)
-    source = subject.graphs[1]
-
-    class Late(torch.nn.Module):  # one place too far
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = source.module
-
-        def forward(self, ids: Any, past_kv: Any, cross_kv: Any, position: Any = None) -> Any:
-            return self.inner(ids, past_kv, cross_kv, None if position is None else position + 1)
-
-    session = graph_alone(dataclasses.replace(source, module=Late()), subject, tmp_path)
-    with pytest.raises(ParityError, match="differs from the network"):
-        check_graph(source, session, feeds_for(subject, source, drawn_pictures(32, 3)))
-
-
-def test_other_weights_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("coremltools", reason="the extra coreml is not installed")
-
-    def spoiled(source: Any, spec: GraphSpec, out: Path) -> None:
-        write_coreml(source, spec, out)
-        if spec.role == "text":
-            weights = out / WEIGHTS
-            content = np.fromfile(weights, np.uint8)
-            content[5000:9000] = np.roll(content[5000:9000], 64)
-            content.tofile(weights)
-
-    monkeypatch.setattr("tellapart_export.build.write_coreml", spoiled)
-    checkpoint = make_clip(tmp_path / "checkpoint")
-    with pytest.raises((ParityError, BundleError), match=r"text|damaged"):
-        export_bundle(checkpoint, tmp_path / "out", ExportOptions(targets=("coreml",)))
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
-
-
-def test_whole_numbers_stay_out_of_halves(tmp_path: Path) -> None:
-    pytest.importorskip("coremltools", reason="the extra coreml is not installed")
-    from tellapart_export.graphs import text_graph
-
-    class Rounding(torch.nn.Module):  # ids above 2048 would come out as their neighbours
-        def forward(self, ids: Any) -> Any:
-            return ids.clamp(max=9).float()
-
-    source = text_graph(Rounding(), 4, example=torch.ones(2, 4, dtype=torch.int64))
-    spec = coreml_spec(source.spec, window=1, tokens=4)
-    write_coreml(source, spec, tmp_path / spec.file)
-    with pytest.raises(ParityError, match="has gaps above 2048"):
-        check_program(read_package(tmp_path / spec.file), spec)
-
-
 def test_a_package_that_is_not_its_page(made: Path) -> None:
     with open_bundle(made) as bundle:
         spec = bundle.graph("text", "coreml")
         program = read_package(bundle.root / spec.file)
-        session = open_coreml(bundle, "decoder")
-        past = next(tensor for tensor in session.spec.inputs if tensor.name == "past_kv").shape
+        session, reader = (open_elsewhere(bundle, role) for role in ("decoder", "text"))
+        pages = bundle.graph("decoder", "coreml").inputs
+    [past] = [tuple(map(int, page.shape)) for page in pages if page.name == "past_kv"]
     for wrong in (("ids", "int64", spec.inputs[0].shape), ("ids", "int32", (1, 3)), ("words", "int32", (1,))):
         with pytest.raises(ParityError, match="the manifest says"):
             check_program(program, dataclasses.replace(spec, inputs=(TensorSpec(*wrong),)))
@@ -181,12 +104,18 @@ def test_a_package_that_is_not_its_page(made: Path) -> None:
     with pytest.raises(BackendError, match="window of"):
         session.run({"ids": np.zeros((1, 1), np.int64), "past_kv": full, "cross_kv": full})
     with pytest.raises(BackendError, match="tokens, got 99"):
-        CoremlSession(spec, run_elsewhere(program), where="").run({"ids": np.zeros((1, 99), np.int64)})
+        reader.run({"ids": np.zeros((1, 99), np.int64)})
+    for feeds in ({}, {"words": np.zeros((1, 3), np.int64)}):
+        with pytest.raises(BackendError, match=r"text\.mlpackage takes ids, and was given"):
+            reader.run(feeds)
+    with pytest.raises(BackendError, match=r"takes ids as int32 .*float32"):
+        reader._inner.run({"ids": np.zeros(spec.inputs[0].shape, np.float32)})
+    free = dataclasses.replace(spec, inputs=(TensorSpec("ids", "int32", (1, "t")),))
+    with pytest.raises(BackendError, match="free axes, and packages for Core ML have fixed shapes"):
+        coreml.session_of(free, run_elsewhere(program), name="", providers=())
 
 
-def test_damage_is_noticed(made: Path, tmp_path: Path) -> None:
-    import shutil
-
+def test_damage_is_noticed(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(made, tmp_path / "copy")
     weights = tmp_path / "copy" / "text.mlpackage" / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:400])
@@ -196,6 +125,11 @@ def test_damage_is_noticed(made: Path, tmp_path: Path) -> None:
         read_package(weights.parents[2].parent)
     with pytest.raises(BundleError, match="no Core ML package"):
         read_package(tmp_path)
+    program = read_package(made / "text.mlpackage")
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "onnxruntime", None)
+        with pytest.raises(MissingExtraError, match=r"tellapart\[quantize\]"):
+            run_elsewhere(program)
     with open_bundle(made) as bundle, staged_bundle(tmp_path / "less") as scratch:
         graphs = tuple(graph for graph in bundle.manifest.graphs if graph.target == "coreml")
         kept = {name: bundle.path(name) for name in bundle.manifest.files if "text.mlpackage" not in name}
@@ -216,17 +150,21 @@ def test_equal_models_become_equal_bytes(made: Path, tmp_path: Path) -> None:
     assert set(files[0]) == {"Manifest.json", "Data/com.apple.CoreML/model.mlmodel", WEIGHTS}
 
 
-def test_the_command_for_the_device(made: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_for_the_device(
+    made: Path, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with open_bundle(made) as bundle:
         last = bundle.manifest.decoding.max_new_tokens
-        report = prove_bundle(bundle, lambda package: run_elsewhere(read_package(package)), rounds=2)
+        report = prove_bundle(bundle, partial(open_elsewhere, bundle), rounds=2)
         assert set(report) == {"vision.cross_kv", "vision.embedding", "decoder.logits", "decoder.present_kv",
                                "text.embedding"}  # fmt: skip
         assert all(entry["max_abs"] == 0 for entry in report.values())
 
-        def other(package: Path) -> Any:
-            run = run_elsewhere(read_package(package))
-            return lambda feeds: {name: -array for name, array in run(feeds).items()}
+        def other(role: str) -> Any:
+            session = open_elsewhere(bundle, role)
+            run = session.run
+            monkeypatch.setattr(session, "run", lambda feeds: {k: -v for k, v in run(feeds).items()})
+            return session
 
         with pytest.raises(ParityError, match="Core ML is off by"):
             prove_bundle(bundle, other)
@@ -235,9 +173,183 @@ def test_the_command_for_the_device(made: Path, toy_bundle: Path, capsys: pytest
         assert places == [0, last // 2, last]
     assert prove_main([str(toy_bundle)]) == 2
     assert "no graphs for Core ML" in capsys.readouterr().err
-    if sys.platform != "darwin":
-        assert prove_main([str(made)]) == 1
-        assert "cannot run here" in capsys.readouterr().err
+    assert prove_main([str(made)]) == 1
+    assert "Core ML runs on macOS alone" in capsys.readouterr().err
+
+
+class FakeModel:
+    """An `MLModel` as a Mac has it, but for what computes: the same operations by onnxruntime."""
+
+    refusal: ClassVar[Exception | None] = None
+    opened: ClassVar[list[tuple[Path, str]]] = []
+
+    def __init__(self, path: str, compute_units: Any) -> None:
+        self.opened.append((Path(path), compute_units.name))
+        self._framework_error = self.refusal
+        self.__proxy__ = None if self.refusal else object()
+        self._run = run_elsewhere(read_package(Path(path)))
+
+    def predict(self, data: dict[str, Any]) -> Any:
+        for name, value in data.items():
+            if name == "pixels":
+                assert (value.mode, value.size) == ("RGB", (32, 32))
+            else:  # nothing that would be freed on a thread of Core ML's
+                assert value.dtype in (np.float32, np.int32)
+                assert any(value is buffer for buffer in coreml._ALL_BUFFERS)
+        found = self._run(data)
+        data.clear()  # as coremltools, which changes what it is given
+        return found
+
+
+@pytest.fixture
+def mac(monkeypatch: pytest.MonkeyPatch) -> type[FakeModel]:
+    """A Mac, as far as the SDK can see."""
+    coremltools = pytest.importorskip("coremltools")
+    monkeypatch.setattr(coreml, "is_mac", lambda: True)
+    monkeypatch.setattr(coremltools.models, "MLModel", FakeModel)
+    monkeypatch.setattr(FakeModel, "opened", [])
+    return FakeModel
+
+
+COREML = RuntimeOptions(backend="coreml")
+
+
+def test_the_sdk_captions_from_packages(
+    made: Path, mac: type[FakeModel], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = sorted(SAMPLES.iterdir())
+    with Captioner.open(made, runtime=COREML) as ours, Captioner.open(made) as theirs:
+        assert theirs._engine.vision().session.backend == "onnxruntime"
+        for options in (DecodeOptions(beams=1), DecodeOptions(beams=3)):
+            said = [caption.token_ids for caption in ours.caption_many(photos, options=options, batch_size=2)]
+            assert said == [theirs.caption(photo, options=options).token_ids for photo in photos]
+        for mode in ("plain", "rerank", "contrast"):
+            bags = [captioner.bag(photos[:3], mode=mode) for captioner in (ours, theirs)]
+            assert bags[0].ranks == bags[1].ranks
+            assert [caption.text for caption in bags[0].captions] == [
+                found.text for found in bags[1].captions
+            ]
+        texts = ["a dog", "", "two of them, running"]
+        np.testing.assert_allclose(
+            ours.retriever.embed_texts(texts), theirs.retriever.embed_texts(texts), atol=5e-3
+        )
+        session = ours._engine.vision().session
+        assert (session.backend, session.providers, session.threads) == ("coreml", ("ALL",), 1)
+    assert main(["verify", str(made), "--backend", "coreml", "--provider", "CPU_AND_NE"]) == 0
+    assert {units for _, units in mac.opened} == {"ALL", "CPU_AND_NE"}
+    assert not any(path.exists() for path, _ in mac.opened)  # the copies go with their models
+    found = []
+    for backend in ("coreml", "onnxruntime"):
+        capsys.readouterr()
+        assert (
+            main(["search", str(SAMPLES), "a b", "--model", str(made), "--backend", backend, "--json"]) == 0
+        )
+        found.append([match["image"] for match in json.loads(capsys.readouterr().out)["matches"]])
+    assert found[0] == found[1]
+
+
+def test_the_command_for_the_device_captions_photos(
+    made: Path, mac: type[FakeModel], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(made), "--rounds", "1", "--units", "CPU_ONLY", "--images"]
+    assert prove_main([*arguments, str(SAMPLES)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["captions"] == {"photos": 5, "equal": 5, "first_other": None}
+    assert {units for _, units in mac.opened} == {"CPU_ONLY"}
+    assert prove_main([*arguments, str(tmp_path)]) == 2
+    assert prove_main([str(made), "--units", "GPU"]) == 1
+    assert "CPU_ONLY; GPU was asked for" in capsys.readouterr().err
+
+
+def test_auto_takes_core_ml_where_nothing_else_can(
+    made: Path, mac: type[FakeModel], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "tellapart"):
+        with Captioner.open(made) as captioner:
+            assert captioner._engine.text().session.backend == "onnxruntime"
+        assert "coreml would be next" in caplog.text
+        monkeypatch.setattr("tellapart.backends._is_installed", lambda name: name != "onnxruntime")
+        with Captioner.open(made) as captioner:
+            assert captioner._engine.text().session.backend == "coreml"
+        assert "onnxruntime is not installed" in caplog.text
+        monkeypatch.setattr(coreml, "is_mac", lambda: False)
+        monkeypatch.setattr("tellapart.backends._is_installed", lambda name: True)
+        Captioner.open(made).close()
+    assert "coreml needs macOS and coremltools" in caplog.text
+
+
+def test_what_core_ml_refuses_is_a_sentence(
+    made: Path, mac: type[FakeModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BackendError, match=r"ALL, CPU_AND_NE, CPU_AND_GPU, CPU_ONLY; ANE was asked for"):
+        Captioner.open(made, runtime=RuntimeOptions(backend="coreml", providers=("ANE",)))
+    with pytest.raises(BackendError, match="takes one of the compute units"):
+        Captioner.open(made, runtime=RuntimeOptions(backend="coreml", providers=("ALL", "CPU_ONLY")))
+    with open_bundle(made) as bundle:
+        session = open_session(bundle, "text", COREML)
+        monkeypatch.setattr(mac, "refusal", RuntimeError("Error compiling model: no.\nMore."))
+        with pytest.raises(
+            BackendError, match=r"refuses text\.mlpackage of .*: Error compiling model: no\.$"
+        ):
+            open_session(bundle, "text", COREML)
+        monkeypatch.setattr(mac, "_framework_error", None, raising=False)
+        monkeypatch.setattr(
+            mac, "__init__", lambda self, path, compute_units: setattr(self, "__proxy__", None)
+        )
+        with pytest.raises(BackendError, match="without its part for Core ML"):
+            open_session(bundle, "text", COREML)
+        monkeypatch.setattr(coreml, "find_spec", lambda name: object())
+        with pytest.raises(BackendError, match="asks for a newer system than macOS"):
+            open_session(bundle, "text", COREML)
+        ids = {"ids": np.zeros((1, 3), np.int64)}
+        for answer, message in (
+            (RuntimeError("no memory"), "Core ML failed in the text graph of .*: no memory"),
+            ({"embedding": np.zeros((1, 3))}, r"gave embedding as \(1, 3\)"),
+            ({}, "gave embedding as"),
+        ):
+            monkeypatch.setattr(session._inner, "_predict", _answer(answer))
+            with pytest.raises(BackendError, match=message):
+                session.run(ids)
+            assert session.run_quietly(ids) is None
+        session.close()
+        session.close()
+        with pytest.raises(ClosedError, match="the text graph of"):
+            session.run(ids)
+
+
+def _answer(answer: Any) -> Callable[..., Any]:
+    def predict(*_: Any, **__: Any) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return predict
+
+
+def test_core_ml_reads_what_was_hashed(
+    made: Path, mac: type[FakeModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    copy = tmp_path / "copy"
+    shutil.copytree(made, copy)
+    with open_bundle(copy) as bundle:
+        first = open_session(bundle, "text", COREML)
+        buffers = len(coreml._ALL_BUFFERS)
+        first.close()
+        open_session(bundle, "text", COREML).close()
+        assert len(coreml._ALL_BUFFERS) == buffers
+        weights = copy / "text.mlpackage" / WEIGHTS
+        content = bytearray(weights.read_bytes())
+        content[-9] ^= 1
+        weights.write_bytes(content)
+        mac.opened.clear()
+        with pytest.raises(BundleIntegrityError, match=r"weight\.bin changed"):
+            open_session(bundle, "text", COREML)
+        assert mac.opened == []
+        monkeypatch.setattr(Path, "mkdir", _answer(OSError(28, "No space left on device")))
+        with pytest.raises(BackendError, match="No space left on device; make room"):
+            open_session(bundle, "vision", COREML)
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
 def test_without_its_package_nothing_is_started(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tellapart import BackendError, BundleIntegrityError, Captioner, ClosedError, MissingExtraError
-from tellapart.backends import Session, open_session, ort
+from tellapart.backends import Session, coreml, open_session, ort, runs_here
 from tellapart.backends.onnx_files import external_paths
 from tellapart.backends.threads import physical_cores
 from tellapart.bundle import Bundle, open_bundle, staged_bundle, write_bundle
@@ -83,9 +83,18 @@ def test_auto_says_why_once(
     assert not caplog.records
 
 
-def test_a_backend_that_comes_later_says_so(tiny_bundle: Path) -> None:
-    with pytest.raises(BackendError, match="'coreml' comes in a later version"):
-        Captioner.open(tiny_bundle, runtime=RuntimeOptions(backend="coreml"))
+def test_core_ml_is_for_a_mac(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = RuntimeOptions(backend="coreml")
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    with pytest.raises(BackendError, match="macOS alone, and here is Linux; leave the backend out"):
+        Captioner.open(tiny_bundle, runtime=runtime)
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    with pytest.raises(BackendError, match="no graphs for coreml, only for onnx; export it again"):
+        Captioner.open(tiny_bundle, runtime=runtime)
+    monkeypatch.setitem(sys.modules, "coremltools", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "tellapart\[coreml\]"'):
+        coreml.runtime_version()
+    assert not runs_here("coreml")
 
 
 def test_a_backend_without_graphs_in_the_bundle_says_so(tiny_bundle: Path) -> None:

@@ -23,6 +23,8 @@ def test_the_machine_is_described_from_its_own_sources() -> None:
     assert machine.tellapart == __version__
     assert machine.packages["numpy"] == metadata.version("numpy")
     assert machine.backends["onnxruntime"]
+    assert set(machine.backends) == {"onnxruntime", "openvino", "coreml"}
+    assert sys.platform == "darwin" or not machine.backends["coreml"]  # installed or not
     assert "CPUExecutionProvider" in machine.providers
     if sys.platform == "linux":
         assert machine.cores == len(os.sched_getaffinity(0))

@@ -20,11 +20,10 @@ from tellapart.types import RuntimeOptions
 _LOG = logging.getLogger(__name__)
 
 TARGET_OF = {"onnxruntime": "onnx", "openvino": "openvino", "coreml": "coreml"}
-"""Backends by name, and the target in a bundle's graph table that each reads."""
+"""Backends by name, in the order in which "auto" tries them, and the target in a bundle's graph table that
+each reads."""
 
-IMPLEMENTED = ("onnxruntime", "openvino")
-"""Backends that this version has, in the order in which "auto" tries them; the others of `TARGET_OF` come
-later."""
+_PACKAGE = {"onnxruntime": "onnxruntime", "openvino": "openvino", "coreml": "coremltools"}
 
 
 class Session(Protocol):
@@ -72,11 +71,11 @@ def choose_backend(bundle: Bundle, runtime: RuntimeOptions) -> str:
         runtime: what was asked for.
 
     Returns:
-        A name out of `IMPLEMENTED`.
+        A name out of `TARGET_OF`.
 
     Raises:
-        BackendError: it does not exist yet, the bundle has no graphs for it, or a provider that was asked for
-            is not in this installation.
+        BackendError: it does not run on this system, the bundle has no graphs for it, or a provider that was
+            asked for is not in this installation.
         MissingExtraError: its package is not installed.
     """
     name, reason = _check_backend(bundle, runtime)
@@ -93,11 +92,8 @@ def _check_backend(bundle: Bundle, runtime: RuntimeOptions) -> tuple[str, str]:
     if runtime.backend == "auto":
         return _first_able(bundle)
     name = runtime.backend
-    if name not in IMPLEMENTED:
-        raise BackendError(
-            f"the backend {name!r} comes in a later version of tellapart; this one has "
-            f"{', '.join(IMPLEMENTED)}: use backend='auto' or leave it out"
-        )
+    if name == "coreml":  # before anybody is sent to export for it
+        _module(name).check_system()
     if TARGET_OF[name] not in bundle.manifest.targets:
         raise BackendError(
             f"{bundle.name} has no graphs for {name}, only for {', '.join(bundle.manifest.targets)}; "
@@ -107,30 +103,31 @@ def _check_backend(bundle: Bundle, runtime: RuntimeOptions) -> tuple[str, str]:
 
 
 def _first_able(bundle: Bundle) -> tuple[str, str]:
-    """The first backend that has graphs in the bundle and is installed; else the first that has graphs."""
-    able = [name for name in IMPLEMENTED if TARGET_OF[name] in bundle.manifest.targets]
-    if not able:
-        raise BackendError(
-            f"{bundle.name} has graphs for {', '.join(bundle.manifest.targets)} alone, which no backend of "
-            f"this version runs; export it again: tellapart export CHECKPOINT --target onnx"
-        )
-    # Where none is installed, the first one will say how to install it.
-    name = next((backend for backend in able if _is_installed(backend)), able[0])
+    """The first backend that has graphs in the bundle and can run here; else the first that has graphs."""
+    able = [name for name, target in TARGET_OF.items() if target in bundle.manifest.targets]
+    # Where none can, the first one will say why not, or how to install it.
+    name = next((backend for backend in able if runs_here(backend)), able[0])
     notes = []
     for other in TARGET_OF:
-        if other not in IMPLEMENTED:
-            notes.append(f"{other} comes in a later version")
-        elif other not in able:
+        if other not in able:
             notes.append(f"the bundle has no graphs for {other}")
+        elif other != name and runs_here(other):
+            notes.append(f"{other} would be next")
         elif other != name:
-            there = able.index(other) > able.index(name)
-            notes.append(f"{other} would be next" if there else f"{other} is not installed")
+            notes.append(
+                "coreml needs macOS and coremltools" if other == "coreml" else f"{other} is not installed"
+            )
     return name, "; ".join(notes)
 
 
-def _is_installed(name: str) -> bool:
+def runs_here(name: str) -> bool:
+    """Whether a backend's package is installed, on a system that it runs on."""
+    return _is_installed(_PACKAGE[name]) and (name != "coreml" or bool(_module(name).is_mac()))
+
+
+def _is_installed(package: str) -> bool:
     try:
-        return find_spec(name) is not None
+        return find_spec(package) is not None
     except (ImportError, ValueError):  # taken out of sight in this process, or half imported
         return False
 
@@ -140,6 +137,10 @@ def _module(name: str) -> Any:
         from tellapart.backends import ov
 
         return ov
+    if name == "coreml":
+        from tellapart.backends import coreml
+
+        return coreml
     from tellapart.backends import ort
 
     return ort

@@ -54,10 +54,15 @@ class FixedShapes:
         """Compute all outputs, row by row; feeds with a `position` are the graph's own and go in as they are.
 
         Raises:
-            BackendError: a text or a past longer than the graph has room for.
+            BackendError: other inputs, or a text or a past longer than the graph has room for.
         """
         if POSITION in feeds:
             return self._run(feeds)
+        wanted = [name for name in self._pages if name != POSITION]
+        if set(feeds) != set(wanted):
+            raise BackendError(
+                f"{self._graph.file} takes {', '.join(wanted)}, and was given {', '.join(feeds) or 'nothing'}"
+            )
         run = {"vision": self._run, "decoder": self._step, "text": self._read}[self._graph.role]
         rows = [run(row) for row in _rows(feeds)]
         return {name: np.concatenate([row[name] for row in rows], axis=_row_axis(name)) for name in rows[0]}

@@ -112,7 +112,9 @@ def _check_shapes(bundle: Bundle, role: str, runtime: RuntimeOptions) -> None:
                 size == (1 if want in free else want) or (isinstance(want, str) and want not in free)
                 for want, size in sizes
             )
-            if have.dtype != tensor.dtype or not fits:
+            # Core ML's halves come as floats, which numpy computes with.
+            dtypes = (tensor.dtype, "float32" if tensor.dtype == "float16" else tensor.dtype)
+            if have.dtype not in dtypes or not fits:
                 raise BackendError(
                     f"{graph.file} of {bundle.name} gives {tensor.name} as {have.dtype} {have.shape} where "
                     f"the manifest says {tensor.dtype} {tensor.shape}; export the bundle again"
