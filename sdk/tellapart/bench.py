@@ -189,6 +189,8 @@ def peak_rss_of_bundle_mib(
         arguments += ["--model", str(bundle)]
     for provider in runtime.providers:
         arguments += ["--provider", provider]
+        for key, setting in runtime.provider_options.get(provider, {}).items():
+            arguments += ["--provider-option", provider, f"{key}={setting}"]
     if runtime.spin:
         arguments.append("--spin")
     if options.beams is not None:

@@ -160,6 +160,23 @@ class DecodeOptions:
                 )
 
 
+def _check_settings(value: Any, providers: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """A copy of `RuntimeOptions.provider_options`."""
+    if not isinstance(value, Mapping) or not all(
+        isinstance(options, Mapping)
+        and all(isinstance(key, str) and key and isinstance(text, str) for key, text in options.items())
+        for options in value.values()
+    ):
+        raise UsageError(f"provider_options must be {{provider: {{key: value}}}}, all texts, got {value!r}")
+    strange = [name for name in value if name not in providers]
+    if strange:
+        raise UsageError(
+            f"provider_options has {strange[0]!r}, which is not among the providers asked for "
+            f"({', '.join(providers) or 'none'}); name it there, too"
+        )
+    return {name: dict(options) for name, options in value.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class RuntimeOptions:
     """Where and with what the graphs run.
@@ -172,7 +189,12 @@ class RuntimeOptions:
     """"auto" takes the first that is installed and can run the bundle, and logs the reason at INFO."""
 
     providers: tuple[str, ...] = ()
-    """Execution providers by name, in order; one that was asked for is used or is an error."""
+    """What computes, by name: execution providers of onnxruntime in order, one device of OpenVINO, or one of
+    Core ML's compute units. What was asked for is used or is an error."""
+
+    provider_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict, hash=False)
+    """Settings of what is in `providers`, by its name, key and value as the runtime spells them; for example
+    {"TensorrtExecutionProvider": {"trt_engine_cache_enable": "True"}}. Core ML has none."""
 
     threads: int | Literal["auto"] = "auto"
     """Threads for one image: inside the vision graph, inside the decoder, and for several texts at once.
@@ -201,6 +223,7 @@ class RuntimeOptions:
         ):
             raise UsageError(f"providers must be a sequence of provider names, got {self.providers!r}")
         object.__setattr__(self, "providers", tuple(self.providers))
+        object.__setattr__(self, "provider_options", _check_settings(self.provider_options, self.providers))
         if self.threads != "auto":
             _check_int("threads", self.threads, least=1, optional=False)
         if not isinstance(self.spin, bool):

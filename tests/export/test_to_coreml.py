@@ -286,6 +286,10 @@ def test_what_core_ml_refuses_is_a_sentence(
     with pytest.raises(BackendError, match="takes one of the compute units"):
         Captioner.open(made, runtime=RuntimeOptions(backend="coreml", providers=("ALL", "CPU_ONLY")))
     with open_bundle(made) as bundle:
+        settings = {"ALL": {"reshapeFrequency": "Frequent"}}
+        asked = dataclasses.replace(COREML, providers=("ALL",), provider_options=settings)
+        with pytest.raises(BackendError, match="no settings besides its compute units"):
+            open_session(bundle, "text", asked)
         session = open_session(bundle, "text", COREML)
         monkeypatch.setattr(mac, "refusal", RuntimeError("Error compiling model: no.\nMore."))
         with pytest.raises(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import sys
@@ -13,11 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tellapart import BackendError, BundleIntegrityError, Captioner, ClosedError, MissingExtraError
+from tellapart import (
+    BackendError,
+    BundleIntegrityError,
+    Captioner,
+    ClosedError,
+    MissingExtraError,
+    UsageError,
+)
 from tellapart.backends import Session, coreml, open_session, ort, runs_here
 from tellapart.backends.onnx_files import external_paths
 from tellapart.backends.threads import physical_cores
 from tellapart.bundle import Bundle, open_bundle, staged_bundle, write_bundle
+from tellapart.commands.arguments import build_parser
+from tellapart.commands.choices import runtime_options
 from tellapart.types import RuntimeOptions
 
 
@@ -121,10 +131,61 @@ def test_a_provider_that_falls_away_silently_is_an_error(
     monkeypatch.setattr(
         onnxruntime,
         "InferenceSession",
-        lambda model, sess_options, providers: real(model, sess_options, providers=["CPUExecutionProvider"]),
+        lambda model, sess_options, **_: real(model, sess_options, providers=["CPUExecutionProvider"]),
     )
     with pytest.raises(BackendError, match="could not start CUDAExecutionProvider"):
         open_session(bundle, "vision", RuntimeOptions(providers=("CUDAExecutionProvider",)))
+
+
+def test_a_provider_that_takes_no_operator_is_an_error(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Azure's provider is in the CPU wheel, starts, and takes no operator of such graphs.
+    azure, cpu = "AzureExecutionProvider", "CPUExecutionProvider"
+    if azure not in ort.available_providers() or not hasattr(
+        importlib.import_module("onnxruntime").InferenceSession, "get_provider_graph_assignment_info"
+    ):
+        pytest.skip("this onnxruntime has no such provider, or does not tell where operators run")
+    with pytest.raises(BackendError, match=rf"{azure} can run no operator of vision\.onnx: \d+ on {cpu}"):
+        open_session(bundle, "vision", RuntimeOptions(providers=(azure,)))
+    with caplog.at_level(logging.INFO, "tellapart"):
+        session = open_session(bundle, "vision", RuntimeOptions(providers=(azure, cpu)))
+    assert session.providers == (azure, cpu)
+    assert f" on {cpu}" in caplog.text
+
+
+def test_settings_reach_their_provider_and_its_reason_reaches_the_caller(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnxruntime
+
+    given: list[Any] = []
+
+    class Refuses(onnxruntime.InferenceSession):  # type: ignore[misc]
+        def _create_inference_session(self, providers: Any, *_: Any) -> None:
+            given.append(providers)
+            raise RuntimeError("Unknown provider option: trt_engine_cash")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Refuses)
+    trt, cuda = "TensorrtExecutionProvider", "CUDAExecutionProvider"
+    monkeypatch.setattr(ort, "available_providers", lambda: (trt, cuda, "CPUExecutionProvider"))
+    arguments = ["caption", "no.jpg", "--model", str(tiny_bundle), "--provider", trt, "--provider", cuda]
+    arguments += ["--provider-option", trt, "trt_engine_cash=a=b", "--provider-option", trt, "x="]
+    with (
+        Captioner.open(tiny_bundle, runtime=_runtime_of(arguments)) as captioner,
+        pytest.raises(BackendError, match=r"refuses vision\.onnx of .*: Unknown provider option"),
+    ):
+        captioner.look(np.zeros((16, 16, 3), np.uint8))
+    assert given == [[(trt, {"trt_engine_cash": "a=b", "x": ""}), (cuda, {})]]
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UsageError, match=r"takes a name and KEY=VALUE, got .* 'x'"):
+        _runtime_of([*arguments, "--provider-option", trt, "x"])
+    with pytest.raises(UsageError, match="not among the providers asked for"):
+        _runtime_of(["caption", "no.jpg", "--provider-option", trt, "x=1"])
+
+
+def _runtime_of(arguments: list[str]) -> RuntimeOptions:
+    return runtime_options(build_parser().parse_args(arguments))
 
 
 def test_without_onnxruntime_the_answer_is_the_install_command(

@@ -98,6 +98,19 @@ def test_a_device_that_is_not_there(both: Path) -> None:
         Captioner.open(both, runtime=RuntimeOptions(backend="openvino", providers=("CPU", "CPU")))
 
 
+def test_settings_of_a_device(both: Path) -> None:
+    def opened(**settings: str) -> RuntimeOptions:
+        return RuntimeOptions(backend="openvino", providers=("CPU",), provider_options={"CPU": settings})
+
+    with open_bundle(both) as bundle:
+        pixels = {"pixels": np.zeros((1, 16, 16, 3), np.uint8)}
+        wanted = open_session(bundle, "vision", OPENVINO).run(pixels)
+        session = open_session(bundle, "vision", opened(PERFORMANCE_HINT="LATENCY", NUM_STREAMS="1"))
+        np.testing.assert_allclose(session.run(pixels)["embedding"], wanted["embedding"], atol=1e-6)
+        with pytest.raises(BackendError, match=r"refuses vision\.xml"):
+            open_session(bundle, "vision", opened(NO_SUCH_SETTING="1"))
+
+
 @pytest.mark.parametrize(
     "feeds",
     [

@@ -67,6 +67,7 @@ def test_decode_options_that_fit_together():
         ("backend", "tensorrt"),
         ("providers", "CPUExecutionProvider"),
         ("providers", (1,)),
+        ("provider_options", [("CPUExecutionProvider", "a=b")]),
         ("threads", 0),
         ("threads", "all"),
         ("max_image_megapixels", 0),
@@ -81,6 +82,15 @@ def test_runtime_options_refuse_and_name_the_field(field, value):
 def test_runtime_options_keep_a_list_of_providers_as_a_tuple():
     options = RuntimeOptions(providers=["CPUExecutionProvider"], threads=2)
     assert options.providers == ("CPUExecutionProvider",)
+    settings = {"CPUExecutionProvider": {"a": "b"}}
+    set_up = dataclasses.replace(options, provider_options=settings)
+    settings["CPUExecutionProvider"]["a"] = "c"
+    assert set_up.provider_options == {"CPUExecutionProvider": {"a": "b"}}
+    assert set_up != options
+    assert hash(set_up) == hash(options)
+    for wrong in ({"CPUExecutionProvider": {"a": 1}}, {"CPUExecutionProvider": "a"}):
+        with pytest.raises(UsageError, match="provider_options must be"):
+            dataclasses.replace(options, provider_options=wrong)
     assert hash(options) == hash(RuntimeOptions(providers=("CPUExecutionProvider",), threads=2))
 
 

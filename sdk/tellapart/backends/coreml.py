@@ -98,6 +98,8 @@ def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> FixedSes
     """Open the package of a role; see `backends.open_session`."""
     graph = bundle.graph(role, "coreml")
     providers = choose_providers(runtime.providers)
+    if runtime.provider_options:
+        raise BackendError("Core ML has no settings besides its compute units; leave provider_options out")
     predict = _open_package(bundle, graph, providers[0])
     return session_of(graph, predict, name=bundle.name, providers=providers, pad_id=pad_id_of(bundle, role))
 

@@ -16,7 +16,9 @@ What differs from its defaults, and why:
 
 from __future__ import annotations
 
+import logging
 import posixpath
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -36,8 +38,10 @@ from tellapart.errors import (
 from tellapart.manifest import GraphSpec
 from tellapart.types import RuntimeOptions
 
+_LOG = logging.getLogger(__name__)
 _CPU = "CPUExecutionProvider"
 _MOST_LOOPED_BYTES = 32 * 1024 * 1024  # of larger decoders a step is so long that a run's own cost is nothing
+_RECORD_PLACES = "session.record_ep_graph_assignment_info"
 _ERRORS_ONLY, _FATAL_ONLY = 3, 4  # onnxruntime's scale: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 
 
@@ -89,7 +93,7 @@ def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> OrtSessi
     if outside:
         folder = (bundle.root / graph.file).parent
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    return _start(model, graph, bundle, options, choose_providers(runtime.providers))
+    return _start(model, graph, bundle, options, runtime)
 
 
 def open_greedy(
@@ -109,16 +113,21 @@ def open_greedy(
     if looped is None:
         return None
     options = session_options("decoder", threads_of(bundle, graph, runtime), runtime)
-    return _start(looped, greedy_page(graph), bundle, options, (_CPU,))
+    return _start(looped, greedy_page(graph), bundle, options, runtime)
 
 
 def _start(
-    model: bytes, graph: GraphSpec, bundle: Bundle, options: Any, providers: tuple[str, ...]
+    model: bytes, graph: GraphSpec, bundle: Bundle, options: Any, runtime: RuntimeOptions
 ) -> OrtSession:
-    """A session on exactly the providers that were chosen."""
+    """A session on exactly the providers that were asked for."""
+    providers = choose_providers(runtime.providers)
+    asked = [(name, dict(runtime.provider_options.get(name, {}))) for name in providers]
+    if providers != (_CPU,):
+        options.add_session_config_entry(_RECORD_PLACES, "1")
     ort = _load()
     try:
-        session = ort.InferenceSession(model, sess_options=options, providers=list(providers))
+        # Its own fallback would print the reason on stdout, and go on with the CPU.
+        session = ort.InferenceSession(model, sess_options=options, providers=asked, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base but this
         raise BackendError(
             f"onnxruntime refuses {graph.file} of {bundle.name}: {first_line(error)}"
@@ -131,9 +140,29 @@ def _start(
             f"onnxruntime could not start {lost[0]} and would have used {', '.join(used)}; check its "
             "drivers, or leave the provider out"
         )
-    session.disable_fallback()
+    _check_places(session, graph, providers)
     threads = int(options.intra_op_num_threads)
     return OrtSession(session, graph, name=bundle.name, providers=used, threads=threads)
+
+
+def _check_places(session: Any, graph: GraphSpec, providers: tuple[str, ...]) -> None:
+    """Tell where the operators of a graph run; a provider can be there and take none of them.
+
+    Raises:
+        BackendError: none runs where it was asked for.
+    """
+    if providers == (_CPU,) or not hasattr(session, "get_provider_graph_assignment_info"):
+        return  # onnxruntime tells since 1.24
+    places = Counter[str]()
+    for part in session.get_provider_graph_assignment_info():
+        places[part.ep_name] += len(part.get_nodes())
+    found = ", ".join(f"{count} on {name}" for name, count in places.most_common())
+    if places and not places.keys() & set(providers):
+        raise BackendError(
+            f"{', '.join(providers)} can run no operator of {graph.file}: {found}. Try the float bundle, or "
+            f"allow this by naming {next(iter(places))} after it"
+        )
+    _LOG.info("operators of %s: %s", graph.file, found)
 
 
 class OrtSession:

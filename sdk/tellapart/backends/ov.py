@@ -86,6 +86,7 @@ def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> Session:
             "INFERENCE_NUM_THREADS": threads * streams,
             "ENABLE_CPU_PINNING": False,
         }
+    settings |= runtime.provider_options.get(providers[0], {})
     try:
         core = _load().Core()
         read = core.read_model(model=model, weights=weights)

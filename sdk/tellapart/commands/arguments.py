@@ -110,6 +110,14 @@ def _everywhere() -> argparse.ArgumentParser:
     group.add_argument(
         "--provider", action="append", default=[], metavar="NAME", help="execution provider; may be repeated"
     )
+    group.add_argument(
+        "--provider-option",
+        action="append",
+        default=[],
+        nargs=2,
+        metavar=("NAME", "KEY=VALUE"),
+        help="setting of a --provider, as its runtime spells it; may be repeated",
+    )
     group.add_argument("--threads", type=_threads, default="auto", metavar="N|auto", help="threads per image")
     group.add_argument(
         "--spin",

@@ -22,10 +22,21 @@ def runtime_options(args: argparse.Namespace) -> RuntimeOptions:
     return RuntimeOptions(
         backend=args.backend,
         providers=tuple(args.provider),
+        provider_options=_provider_options(args.provider_option),
         threads=args.threads,
         spin=args.spin,
         max_image_megapixels=getattr(args, "max_megapixels", None),
     )
+
+
+def _provider_options(given: Iterable[tuple[str, str]]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for name, text in given:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--provider-option takes a name and KEY=VALUE, got {name} {text!r}")
+        found.setdefault(name, {})[key] = value
+    return found
 
 
 def decode_options(args: argparse.Namespace) -> DecodeOptions:
