@@ -8,17 +8,18 @@ then read back: each pair has to have the scale of its range.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tellapart.backends.coreml import load_coremltools
-from tellapart.errors import ParityError
+from tellapart.errors import ParityError, UsageError
 from tellapart_coreml.as_onnx import to_onnx
 from tellapart_coreml.package import Program
 from tellapart_quantization.calibration import Range, find_ranges
+from tellapart_quantization.int8_onnx import trunk_blocks
 from tellapart_quantization.surgery import name_nodes
 
 LEVELS = 127
@@ -29,6 +30,9 @@ _PASSES = (
     "compression::insert_suffix_quantize_dequantize_pair",
     "common::dequantize_quantize_pair_elimination",
 )
+_INSIDE = ("clip", "add", "pad")
+"""Operations of a trunk besides its convolutions."""
+
 _SLACK = 2.0**-8
 """A scale is stored in float16, and so are the ends of the range and the scales that it is made of."""
 
@@ -53,12 +57,48 @@ def activation_ranges(program: Program, feeds: Feeds, *, percentile: float) -> d
     return {**dict.fromkeys(program.images, (0.0, 255.0)), **ranges}
 
 
-def quantize_activations(model: Any, ranges: Mapping[str, Range]) -> Any:
+def trunk_operations(program: Program, graph: Any) -> dict[str, list[str]]:
+    """Operations of a package's trunk by block, in the order of the pass: "stem", "blocks.0", ..., "head".
+
+    A package does not say which weight is whose, but its convolutions come in the order of the ONNX graph's.
+    An operation without weights belongs to the block of the convolution before it, and what prepares the
+    pixels to the first.
+
+    Args:
+        program: the vision package.
+        graph: the vision graph of the same checkpoint, an `onnx.ModelProto` whose nodes have names.
+
+    Raises:
+        UsageError: the graph has no trunk, or other convolutions than the package.
+    """
+    names = {node.name: node for node in graph.graph.node}
+    blocks = trunk_blocks(graph)
+    coming = [block for block, nodes in blocks.items() for name in nodes if names[name].op_type == "Conv"]
+    have = [operation for operation in program.operations if operation.kind == "conv"]
+    if len(have) != len(coming):
+        raise UsageError(
+            f"the vision package has {len(have)} convolutions and the trunk of the ONNX graph beside it "
+            f"{len(coming)}, so its blocks cannot be named; export the checkpoint again: tellapart export "
+            "CHECKPOINT --target onnx coreml"
+        )
+    found: dict[str, list[str]] = {block: [] for block in blocks}
+    current = coming[0]
+    for operation in program.operations:
+        if operation.kind == "conv":
+            current = coming.pop(0)
+        elif not coming and operation.kind not in _INSIDE:
+            break  # the trunk's features, and what reads them
+        found[current] += [value.name for value in operation.outputs]
+    return found
+
+
+def quantize_activations(model: Any, ranges: Mapping[str, Range], *, keep_float: Collection[str] = ()) -> Any:
     """A package whose convolutions, products, pools and sums of two take and give 8 bits.
 
     Args:
         model: an `MLModel` in float16.
         ranges: by name of a value, see `activation_ranges`.
+        keep_float: names of operations that stay as they are.
 
     Returns:
         An `MLModel` of specification 8 (iOS 17, macOS 14), the first that knows `quantize`.
@@ -71,7 +111,8 @@ def quantize_activations(model: Any, ranges: Mapping[str, Range]) -> Any:
     from coremltools.models.utils import _apply_graph_pass
 
     settings = optimize.OptimizationConfig(
-        global_config=optimize.OpLinearQuantizerConfig(mode="linear_symmetric")
+        global_config=optimize.OpLinearQuantizerConfig(mode="linear_symmetric"),
+        op_name_configs=dict.fromkeys(keep_float),
     )
     stats = {name: {"rmin": low, "rmax": high} for name, (low, high) in ranges.items()}
     passes = [PASS_REGISTRY[name] for name in _PASSES]

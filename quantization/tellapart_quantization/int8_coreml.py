@@ -10,7 +10,7 @@ import gc
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ def write_coreml_graphs(
     say: Callable[[str], None],
     feeds: Feeds | None = None,
     percentile: float = 100.0,
+    keep_float: Collection[str] = (),
 ) -> tuple[tuple[GraphSpec, ...], dict[str, Any]]:
     """Quantize the packages of a bundle; each channel gets a scale, and zero points are 0.
 
@@ -58,6 +59,7 @@ def write_coreml_graphs(
         feeds: photos to calibrate the vision package on, whose activations become 8 bits too; None leaves
             them.
         percentile: share of an activation's values inside its range, percent.
+        keep_float: operations of the vision package whose activations stay in float16, by name.
 
     Returns:
         The pages, which are as before; and by role {"tensors", "numbers", "largest_step"}: tensors in 8 bits,
@@ -83,7 +85,7 @@ def write_coreml_graphs(
             if feeds is not None and graph.role == "vision":
                 say("calibrating the vision package")
                 ranges = activation_ranges(read_package(given), feeds, percentile=percentile)
-                model = quantize_activations(model, ranges)
+                model = quantize_activations(model, ranges, keep_float=keep_float)
             model = optimize.linear_quantize_weights(
                 model, optimize.OptimizationConfig(global_config=settings)
             )

@@ -88,6 +88,10 @@ SCHEMES = {
         "coreml-activations",
         trunk=False,
         activations=True,
+        # Every tensor has one scale and no zero point. With the embedded pair, on 40 photos of `val`, rows of
+        # pictures keep a cosine of 0.936 with all blocks in 8 bits, 0.984 without the stem, 0.993 and 0.996
+        # without the next two; two more add less than 0.001.
+        float_blocks=("stem", "blocks.0", "blocks.1"),
         target="coreml",
         device="unproved on device: no Apple device took part; its operations were run by onnxruntime",
         device_command="python -m tellapart_coreml BUNDLE",

@@ -16,6 +16,8 @@ from tellapart.bundle import Bundle
 from tellapart.errors import UsageError
 from tellapart.manifest import GraphSpec, Manifest
 from tellapart.photos import Photos, spread
+from tellapart_coreml.package import read_package
+from tellapart_quantization.activations_coreml import trunk_operations
 from tellapart_quantization.calibration import Range, find_ranges
 from tellapart_quantization.dynamic_onnx import quantize_products, store_seven_bits
 from tellapart_quantization.int8_coreml import write_coreml_graphs
@@ -76,8 +78,8 @@ def write_graphs(
         )
     details: dict[str, Any] = {"scheme": scheme.name}
     if scheme.target == "coreml":
-        kept: list[str] = []
         trunk = False
+        kept, operations = _float_operations(source, options, say) if scheme.activations else ([], [])
         graphs, details["weights"] = write_coreml_graphs(
             source,
             scratch,
@@ -85,6 +87,7 @@ def write_graphs(
             say=say,
             feeds=_feeds(source, photos, calibrated) if scheme.activations else None,
             percentile=scheme.percentile,
+            keep_float=operations,
         )
     elif scheme.target == "openvino":
         if options.keep_float == ("auto",):
@@ -108,6 +111,35 @@ def write_graphs(
         details |= {"device": scheme.device, "device_command": scheme.device_command}
     name = f"{scheme.name}" + (f", float: {' '.join(kept)}" if kept else "")
     return dataclasses.replace(manifest, precision=precision, scheme=name, graphs=graphs, files={}), details
+
+
+def _float_operations(
+    source: Bundle, options: QuantizeOptions, say: Callable[[str], None]
+) -> tuple[list[str], list[str]]:
+    """Blocks of the trunk of the vision package that stay in float, and their operations.
+
+    Raises:
+        UsageError: a block that does not exist, or nobody can name the blocks.
+    """
+    wanted = SCHEMES[options.scheme].float_blocks if options.keep_float is None else options.keep_float
+    if wanted == ("auto",):
+        raise UsageError("--keep-float auto scans graphs for onnxruntime; name the blocks for Core ML")
+    pages = {graph.target: graph for graph in source.manifest.graphs if graph.role == "vision"}
+    graph = onnx.load_model(source.path(pages["onnx"].file)) if "onnx" in pages else None
+    if graph is None or not any(FEATURES in node.output for node in graph.graph.node):
+        what = (
+            "no trunk of convolutions" if graph is not None else "no ONNX graph beside it to name its blocks"
+        )
+        if options.keep_float:
+            raise UsageError(f"--keep-float: the vision package of {source.name} has {what}")
+        say(f"no block stays in float: the vision package has {what}")
+        return [], []
+    name_nodes(graph)
+    blocks = trunk_operations(read_package(source.root / pages["coreml"].file), graph)
+    unknown = [name for name in wanted if name not in blocks]
+    if unknown:
+        raise UsageError(f"no block {unknown[0]!r} in the trunk; there are {', '.join(blocks)}")
+    return list(wanted), [name for block in wanted for name in blocks[block]]
 
 
 def _write_onnx(

@@ -31,6 +31,7 @@ from tellapart.errors import (  # noqa: E402
     ManifestError,
     MissingExtraError,
     ParityError,
+    UsageError,
 )
 from tellapart.manifest import TensorSpec  # noqa: E402
 from tellapart_coreml.package import WEIGHTS, load_model, read_package, save_package  # noqa: E402
@@ -354,6 +355,24 @@ def test_core_ml_reads_what_was_hashed(
         with pytest.raises(BackendError, match="No space left on device; make room"):
             open_session(bundle, "vision", COREML)
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_blocks_of_the_trunk_are_named_after_the_graph_beside(made: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    from tellapart_quantization.activations_coreml import trunk_operations
+    from tellapart_quantization.surgery import name_nodes
+
+    graph = onnx.load_model(made / "vision.onnx")
+    name_nodes(graph)
+    whole = read_package(made / "vision.mlpackage")
+    blocks = trunk_operations(whole, graph)
+    kinds = {value.name: operation.kind for operation in whole.operations for value in operation.outputs}
+    assert [kinds[name] for name in blocks["stem"]] == ["cast", "sub", "mul", "pad", "conv", "clip"]
+    assert [kinds[name] for name in blocks["blocks.0"]] == ["conv", "clip", "conv"]
+    assert [kinds[name] for name in blocks["head"]] == ["conv", "clip"]
+    fewer = dataclasses.replace(whole, operations=whole.operations[:9])
+    with pytest.raises(UsageError, match=r"has \d convolutions and the trunk of the ONNX graph beside it"):
+        trunk_operations(fewer, graph)
 
 
 def test_without_its_package_nothing_is_started(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
+import io
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -184,7 +188,7 @@ def test_core_ml_activations_in_8_bits(packages: Path, drawn: Path, tmp_path: Pa
     draw = np.random.default_rng(1)
     pixels = draw.integers(0, 256, (2, 8, 8, 3)).astype(np.uint8).repeat(4, 1).repeat(4, 2)
     for picture in pixels:
-        feed = {"pixels": picture[None]}
+        feed = {"pixels": picture}
         wanted, found = run_elsewhere(whole)(feed)["cross_kv"], run_elsewhere(small)(feed)["cross_kv"]
         cosine = float((wanted * found).sum() / np.linalg.norm(wanted) / np.linalg.norm(found))
         assert 0.9 < cosine < 0.999999
@@ -195,6 +199,54 @@ def test_core_ml_activations_in_8_bits(packages: Path, drawn: Path, tmp_path: Pa
         )
     with pytest.raises(ParityError, match="rounded no activation"):
         check_activations(whole, ranges, role="vision")
+
+
+def test_core_ml_activations_keep_operations_in_float(tmp_path: Path) -> None:
+    coremltools = pytest.importorskip("coremltools", reason="the extra coreml is not installed")
+    from coremltools.converters.mil import Builder as builder
+
+    from tellapart_coreml.package import load_model, read_package, save_package
+    from tellapart_quantization.activations_coreml import check_activations, quantize_activations
+
+    draw = np.random.default_rng(1)
+    first, second = (draw.standard_normal(shape).astype(np.float32) for shape in ((8, 3, 1, 1), (4, 8, 1, 1)))
+
+    @builder.program(input_specs=[builder.TensorSpec((1, 3, 8, 8))], opset_version=coremltools.target.iOS16)
+    def program(x: Any) -> Any:
+        between = builder.conv(x=x, weight=first, name="first")
+        return builder.conv(x=between, weight=second, name="second")
+
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # progress bars
+        warnings.simplefilter("ignore")
+        made = coremltools.convert(program, minimum_deployment_target=coremltools.target.iOS16)
+        save_package(made, tmp_path / "whole.mlpackage")
+        whole = read_package(tmp_path / "whole.mlpackage")
+        [one, _] = [op.outputs[0].name for op in whole.operations if op.kind == "conv"]
+        ranges = {value.name: (-4.0, 4.0) for op in whole.operations for value in op.outputs} | {
+            "x": (-4.0, 4.0)
+        }
+        for name, kept in (("all", ()), ("kept", (one,))):
+            save_package(
+                quantize_activations(load_model(tmp_path / "whole.mlpackage"), ranges, keep_float=kept),
+                tmp_path / f"{name}.mlpackage",
+            )
+        gc.collect()
+    pairs = {}
+    for name in ("all", "kept"):
+        small = read_package(tmp_path / f"{name}.mlpackage")
+        pairs[name] = check_activations(small, ranges, role="vision")["pairs"]
+    assert 0 < pairs["kept"] < pairs["all"]
+
+
+def test_core_ml_names_blocks_of_trunks_alone(packages: Path, drawn: Path, tmp_path: Path) -> None:
+    given = options(drawn, scheme="coreml-activations")
+    for keep, message in (
+        (("auto",), "name the blocks for Core ML"),
+        (("stem",), "has no trunk of convolutions"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            quantize_bundle(packages, tmp_path / "out", dataclasses.replace(given, keep_float=keep))
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_weights_are_found_out(packages: Path, drawn: Path, tmp_path: Path) -> None:
