@@ -152,6 +152,10 @@ def test_a_provider_that_takes_no_operator_is_an_error(
         session = open_session(bundle, "vision", RuntimeOptions(providers=(azure, cpu)))
     assert session.providers == (azure, cpu)
     assert f" on {cpu}" in caplog.text
+    pixels = {"pixels": np.full((1, 16, 16, 3), 9, np.uint8)}
+    for name, wanted in open_session(bundle, "vision", RuntimeOptions()).run(pixels).items():
+        assert (session.run(pixels)[name] == wanted).all()
+    assert session.run_quietly({"pixels": np.zeros((2, 16, 16, 3), np.uint8)}) is None  # for one image alone
 
 
 def test_settings_reach_their_provider_and_its_reason_reaches_the_caller(

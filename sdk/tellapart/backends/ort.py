@@ -11,6 +11,8 @@ What differs from its defaults, and why:
 - No IO binding: with arrays on the CPU it was slower than a plain run (docs/runtime.md).
 - The graph is read from bytes that were hashed a moment ago, not from a path that may have changed since.
   Tensors outside the graph must lie in files that the manifest lists.
+- Another provider than the CPU's gets the vision graph for one image, as the SDK looks at one at a time:
+  TensorRT builds an engine for each range of shapes, and QNN passes over operators whose shapes are free.
 - Its own log says errors only; everything that goes wrong arrives here as an exception.
 """
 
@@ -124,6 +126,9 @@ def _start(
     asked = [(name, dict(runtime.provider_options.get(name, {}))) for name in providers]
     if providers != (_CPU,):
         options.add_session_config_entry(_RECORD_PLACES, "1")
+        if graph.role == "vision":
+            for axis in {size for page in graph.inputs for size in page.shape if isinstance(size, str)}:
+                options.add_free_dimension_override_by_name(axis, 1)
     ort = _load()
     try:
         # Its own fallback would print the reason on stdout, and go on with the CPU.
