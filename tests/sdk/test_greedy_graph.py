@@ -110,6 +110,20 @@ def test_a_graph_that_answers_otherwise_is_not_believed(
             assert opened(other) == {"vision", "greedy", "decoder"}
 
 
+def test_what_is_no_decoder_is_left_to_those_who_say_so(tiny_bundle: Path) -> None:
+    with open_bundle(tiny_bundle) as bundle:
+        page = bundle.graph("decoder", "onnx")
+        model, text = (bundle.read_bytes(bundle.graph(role, "onnx").file) for role in ("decoder", "text"))
+    assert greedy_model(model, page, **IDS) is not None
+    assert greedy_model(text, page, **IDS) is None
+    assert greedy_model(model, page, start_id=2, end_id=10**6, banned_ids=(0,)) is None
+    assert greedy_model(model, page, start_id=2, end_id=3, banned_ids=(10**6,)) is None
+    [logits, present] = page.outputs
+    for shape in ((1,), ("b", "V"), ("b", 10**12)):
+        other = replace(page, outputs=(replace(logits, shape=shape), present))
+        assert greedy_model(model, other, **IDS) is None
+
+
 def test_a_closed_captioner_is_closed(tiny_bundle: Path) -> None:
     with Captioner.open(tiny_bundle) as captioner:
         whole = captioner._engine.greedy(Rules(**IDS))

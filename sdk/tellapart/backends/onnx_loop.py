@@ -31,6 +31,7 @@ _ATTRIBUTE_GRAPHS = (6, 11)
 _TYPES = {"float32": 1, "int64": 7, "bool": 9}  # TensorProto.DataType
 _ATTRIBUTE_IS_INT, _ATTRIBUTE_IS_GRAPH = 2, 5  # AttributeProto.AttributeType
 
+_INPUTS, _OUTPUTS = {"ids", "past_kv", "cross_kv"}, {"logits", "present_kv"}
 _OWN = "tellapart:"  # before the names that are added, so that none is there already
 
 
@@ -69,26 +70,25 @@ def greedy_model(
         banned_ids: tokens that are never chosen.
 
     Returns:
-        The bytes of a model with the inputs and outputs of `greedy_page`; None where the axes do not allow
-        it: a past of one row must be able to grow.
+        The bytes of a model with the inputs and outputs of `greedy_page`; None where the graph is not what a
+        decoder's has to be, or its past cannot grow.
 
     Raises:
         BackendError: the bytes are not an ONNX model.
     """
-    past = next((tensor for tensor in page.inputs if tensor.name == "past_kv"), None)
-    logits = next((tensor for tensor in page.outputs if tensor.name == "logits"), None)
-    if past is None or logits is None or isinstance(past.shape[3], int):
+    sizes = _sizes(page)
+    if sizes is None:
         return None
-    layers, _, heads, _, width = past.shape
-    size = logits.shape[1]
-    if isinstance(layers, str) or isinstance(heads, str) or isinstance(width, str) or isinstance(size, str):
-        return None
+    layers, heads, width, size = sizes
     around, parts = _taken_apart(model)
     inputs = {_text(value, _VALUE_NAME): value for value in parts[_GRAPH_INPUT]}
     outputs = {_text(value, _VALUE_NAME): value for value in parts[_GRAPH_OUTPUT]}
+    marks = [*banned_ids, end_id]
+    if set(inputs) != _INPUTS or set(outputs) != _OUTPUTS or not max(marks) < size <= len(model):
+        return None
     before, body = _by_image(parts[_GRAPH_NODE], parts[_GRAPH_TENSOR])
     banned = np.zeros((1, size), np.float32)
-    banned[0, list(banned_ids)] = -np.inf
+    banned[0, marks[:-1]] = -np.inf
     endless = banned.copy()
     endless[0, end_id] = -np.inf
     step = [
@@ -134,6 +134,19 @@ def greedy_model(
         _value(_GRAPH_OUTPUT, "all_logits", "float32", ("t", 1, size)),
     ]
     return around + sized_field(_MODEL_GRAPH, b"".join(whole))
+
+
+def _sizes(page: GraphSpec) -> tuple[int, int, int, int] | None:
+    """2L, H, D and V of a decoder whose past can grow; None of any other."""
+    shapes = {tensor.name: tensor.shape for tensor in (*page.inputs, *page.outputs)}
+    past, logits = shapes.get("past_kv", ()), shapes.get("logits", ())
+    if len(past) != 5 or len(logits) != 2 or isinstance(past[3], int):
+        return None
+    layers, _, heads, _, width = past
+    size = logits[1]
+    if isinstance(layers, str) or isinstance(heads, str) or isinstance(width, str) or isinstance(size, str):
+        return None
+    return layers, heads, width, size
 
 
 def _taken_apart(model: bytes) -> tuple[bytes, defaultdict[int, list[memoryview]]]:
