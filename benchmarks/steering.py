@@ -75,8 +75,9 @@ def captions_of(captioner: Captioner, views: list[View], setting: Setting) -> li
     groups = write_contrast(engine, rows, views, plan, setting.contrast)
     beams = captioner.caption_many(views, options=spoken_options(setting.options))
     spoken = [[caption, *caption.alternatives] for caption in beams]
-    chosen = judge_bag(groups, rows, captioner.retriever.embed_texts, mode="contrast", spoken=spoken).captions
-    return [caption.text for caption in chosen]
+    embed_texts, presence = captioner.retriever.embed_texts, engine.presence()
+    chosen = judge_bag(groups, rows, embed_texts, mode="contrast", spoken=spoken, presence=presence)
+    return [caption.text for caption in chosen.captions]
 
 
 def among_100(similarity: np.ndarray, draws: list[np.ndarray]) -> float:

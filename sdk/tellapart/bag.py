@@ -16,6 +16,14 @@ contrast
     (`tellapart.support`) holds captions to what is there: a piece that few of the plain beams have costs up
     to 1.4 nats. Without it more is told apart and more invented.
 
+    A bundle that knows how likely each piece is to be said of an image (`tellapart.presence`) has a better
+    word in both: its captions weigh
+
+        mean log-probability + 8 x cosine with the own image
+        + 4 x log of the own image's chance, softmax over the bag of 5 x cosine
+        + 6 x log of the own image's chance, softmax over the bag of 0.1 x presence
+        + 0.8 x presence of the caption's pieces in the own image
+
 plain
     Each image is captioned alone; the retriever only judges.
 
@@ -41,6 +49,7 @@ import numpy as np
 
 from tellapart.decode import log_softmax
 from tellapart.errors import UsageError
+from tellapart.presence import Presence
 from tellapart.similarity import RealArray, cosine, hits_at_1, margins, rank_of_own
 from tellapart.support import support
 from tellapart.types import BagResult, Caption, DecodeOptions, FloatArray
@@ -72,6 +81,19 @@ FIT_WEIGHT = 8.0
 
 SUPPORT_WEIGHT = 0.2
 """Of the support by the plain beams, see `tellapart.support`, against nats per piece."""
+
+PRESENCE_WEIGHT = 0.8
+"""Of the presence of a caption's pieces, in the place of support, against nats per piece. The numbers of the
+rule with presence were chosen on the same held-back photos as those of the rule without."""
+
+PRESENCE_SHARPNESS = 0.1
+"""What presences are multiplied by before the softmax over a bag."""
+
+PRESENCE_LISTENER_WEIGHT = 6.0
+"""Of the log of the own image's chance by presence, against nats per piece."""
+
+LISTENER_WEIGHT_BESIDE_PRESENCE = 4.0
+"""What `LISTENER_WEIGHT` is where presence has a word too."""
 
 
 def bag_options(options: DecodeOptions | None, mode: str) -> DecodeOptions:
@@ -123,6 +145,7 @@ def judge_bag(
     *,
     mode: BagMode = "rerank",
     spoken: Sequence[Sequence[Caption]] = (),
+    presence: Presence | None = None,
 ) -> BagResult:
     """Choose one caption per image by the rule of the mode, and score the choice.
 
@@ -130,9 +153,11 @@ def judge_bag(
         candidates: per image one or more captions, likeliest first; with one each there is nothing to choose.
         image_rows: (k, d) float32, unit embeddings of the images.
         embed_texts: n texts -> (n, d) float32 unit rows.
-        mode: "contrast" weighs likelihood, support and retriever, others take the largest margin.
+        mode: "contrast" weighs likelihood, support or presence, and retriever; others take the largest
+            margin.
         spoken: in "contrast", the plain beams of each image, which are candidates too and say what is borne
             out; without them the candidates themselves say it.
+        presence: of the bundle, if it has one; in "contrast" it says what is borne out, not the beams.
 
     Returns:
         The chosen captions, the others of each image in its `alternatives`, and their scores; ties count
@@ -140,6 +165,7 @@ def judge_bag(
 
     Raises:
         UsageError: no image.
+        ShapeError: a presence that was fitted to other embeddings.
     """
     if not candidates:
         raise UsageError("a bag needs at least one image, got none")
@@ -155,7 +181,11 @@ def judge_bag(
         best = 0
         if len(group) > 1:
             asked = scores[[row_of[caption.text] for caption in group]]
-            best = int(np.argmax(_worth(group, beside[own], asked, own, mode)))
+            if mode == "contrast" and presence is not None:
+                worth = _worth_by_presence(group, asked, own, presence.borne_out(group, image_rows))
+            else:
+                worth = _worth(group, beside[own], asked, own, mode)
+            best = int(np.argmax(worth))
         flat = [replace(caption, alternatives=()) for caption in group]
         picked = flat.pop(best)
         chosen.append(replace(picked, alternatives=tuple(flat)))
@@ -188,3 +218,16 @@ def _worth(
     fit = scores[:, own].astype(np.float64)
     borne_out = support(group, spoken)
     return likely + FIT_WEIGHT * fit + LISTENER_WEIGHT * listener + SUPPORT_WEIGHT * borne_out
+
+
+def _worth_by_presence(
+    group: Sequence[Caption], scores: FloatArray, own: int, presence: RealArray
+) -> RealArray:
+    """The same in "contrast" with a presence, whose sums for each candidate and image are (n, k)."""
+    listener = log_softmax(LISTENER_SHARPNESS * scores)[:, own]
+    told = log_softmax(np.asarray(PRESENCE_SHARPNESS * presence, np.float32))[:, own]
+    likely = np.array([caption.mean_logprob for caption in group])
+    fit = scores[:, own].astype(np.float64)
+    worth = likely + FIT_WEIGHT * fit + LISTENER_WEIGHT_BESIDE_PRESENCE * listener
+    worth += PRESENCE_LISTENER_WEIGHT * told + PRESENCE_WEIGHT * presence[:, own]
+    return np.asarray(worth, np.float64)

@@ -30,6 +30,7 @@ from tellapart.contrast import Contrast
 from tellapart.engine import Engine
 from tellapart.errors import ClosedError, ImageError, UsageError
 from tellapart.plan import DecodePlan, greedy_plan, make_plan
+from tellapart.presence import Presence
 from tellapart.retriever import Retriever, require_kind
 from tellapart.types import BagResult, Caption, DecodeOptions, ImageInput, RuntimeOptions, View
 from tellapart.writer import sentence_case, stream_ids, write_captions, write_contrast
@@ -271,7 +272,9 @@ class Captioner:
         if len(views) == 1:
             mode, options = "plain", replace(asked or DecodeOptions(), confidence=False, min_confidence=None)
         spoken: list[list[Caption]] = []
+        presence: Presence | None = None
         if mode == "contrast":
+            presence = self._engine.presence()
             groups = write_contrast(self._engine, image_rows, views, plan, Contrast()) if views else []
             beams = self.caption_many(views, options=spoken_options(asked))
             spoken = [[caption, *caption.alternatives] for caption in beams]
@@ -280,7 +283,9 @@ class Captioner:
             groups = [
                 [caption, *caption.alternatives] if mode == "rerank" else [caption] for caption in captions
             ]
-        result = judge_bag(groups, image_rows, retriever.embed_texts, mode=mode, spoken=spoken)
+        result = judge_bag(
+            groups, image_rows, retriever.embed_texts, mode=mode, spoken=spoken, presence=presence
+        )
         if mode == "plain":
             result = replace(result, captions=tuple(captions))
         if plan.calibration is None:

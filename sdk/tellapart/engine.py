@@ -32,6 +32,7 @@ from tellapart.graphs import DecoderGraph, GreedyGraph, TextGraph, VisionGraph
 from tellapart.guidance import null_image
 from tellapart.image import load_image
 from tellapart.preprocess import to_input
+from tellapart.presence import Presence
 from tellapart.tokenizer import Tokenizer
 from tellapart.types import FloatArray, ImageInput, RuntimeOptions, View
 
@@ -51,6 +52,7 @@ class _Opened:
         self.lock = threading.Lock()
         self.graphs: dict[str, VisionGraph | DecoderGraph | GreedyGraph | TextGraph | None] = {}
         self.null_kv: FloatArray | None = None
+        self.presence: Presence | None = None
         self.load_ms = 0.0
         self.pool: ThreadPoolExecutor | None = None
         self.used_s = 0.0
@@ -168,6 +170,7 @@ class Engine:
                     graph.session.close()
             opened.graphs.clear()
             opened.null_kv = None
+            opened.presence = None
             pool, opened.pool = opened.pool, None
             if opened.clock is not None:
                 opened.clock.cancel()
@@ -233,6 +236,25 @@ class Engine:
                     opened.null_kv = found
         return found
 
+    def presence(self) -> Presence | None:
+        """What the bundle knows of each piece's chance of being said, see `tellapart.presence`.
+
+        Read when it is first asked for, kept until the graphs are let go; None where the bundle has none.
+
+        Raises:
+            BundleError: a file that cannot be used.
+            ClosedError: after `close`.
+        """
+        self.check_open()
+        opened = self._here()
+        found = opened.presence
+        if found is None:
+            found = Presence.from_bundle(self.bundle, vocabulary_size=self.tokenizer.vocabulary_size)
+            with opened.lock:
+                if not self._closed:
+                    opened.presence = found
+        return found
+
     def _here(self) -> _Opened:
         # setdefault is one step even when two threads of a new child come here together.
         return self._opened.setdefault(os.getpid(), _Opened())
@@ -288,6 +310,7 @@ class Engine:
                 return
             opened.graphs.clear()
             opened.null_kv = None
+            opened.presence = None
             opened.clock = None
         give_memory_back()
 
