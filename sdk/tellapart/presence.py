@@ -3,7 +3,7 @@
 A captioner writes what goes well together, and a retriever hears the whole of a caption; neither asks of a
 single word whether it is there. `presence.bin`, which a bundle may have, does: for each frequent piece of the
 vocabulary a logistic model over the image's unit embedding, of the chance that any person would use it. It
-was fitted to what people wrote (`python -m tellapart_training.presence`) and needs no list of objects. Only
+was fitted to what people wrote (`tellapart presence`) and needs no list of objects. Only
 a bag's mode `contrast` reads it. docs/bundle_format.md has the layout.
 """
 

@@ -1,6 +1,6 @@
 """Fit how likely people are to say each piece of an image, and put it into a bundle as `presence.bin`.
 
-    python -m tellapart_training.presence BUNDLE --images images.tar --captions captions.jsonl
+    tellapart presence BUNDLE --images images.tar --captions captions.jsonl
 
 For each piece that people used of at least `--least` photos, a logistic model over the photo's unit embedding
 of whether any of its captions holds it. Photos are those that training learns from; the held-back ones are
@@ -32,6 +32,7 @@ from tellapart.tokenizer import Tokenizer
 from tellapart.types import RuntimeOptions
 from tellapart_training.data import CaptionRecord, read_captions, split_records
 from tellapart_training.images import ImageSource, say_on_stderr
+from tellapart_training.run_folder import write_atomically
 
 FloatArray = npt.NDArray[np.float32]
 _EPOCHS, _BATCH, _RATE = 25, 256, 3e-3
@@ -171,7 +172,7 @@ def add_presence(arguments: argparse.Namespace) -> dict[str, Any]:
 def build_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m tellapart_training.presence", description="Fit a bundle's presence of pieces."
+        prog="tellapart presence", description="Fit how likely people are to say each piece of an image."
     )
     parser.add_argument("bundle", type=Path, help="folder; captioner and retriever, its manifest is replaced")
     parser.add_argument("--images", type=Path, required=True, help="folder or uncompressed .tar")
@@ -182,6 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--least", type=int, default=20, metavar="N", help="photos that a piece was said of")
     parser.add_argument("--ridge", type=float, default=0.01)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--report", type=Path, help="JSON file to write")
     return parser
 
 
@@ -191,7 +193,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         TellapartError: data or a bundle that cannot be used; the bundle is then as it was.
     """
-    print(json.dumps(add_presence(build_parser().parse_args(argv)), indent=1))
+    arguments = build_parser().parse_args(argv)
+    report = json.dumps(add_presence(arguments), indent=1)
+    if arguments.report is not None:
+        write_atomically(arguments.report, report + "\n")
+    print(report)
     return 0
 
 

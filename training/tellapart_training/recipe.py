@@ -97,6 +97,8 @@ def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
     fitted = ["calibrate", str(run / "int8"), "--images", str(images), "--captions", str(captions)]
     fitted += ["--check", "val", "--svg", str(run / "confidence.svg")]
     fitted += ["--report", str(run / "confidence.json")]
+    told = ["presence", str(run / "int8"), "--images", str(images), "--captions", str(captions)]
+    told += ["--report", str(run / "presence.json")]
     mined = ["mine-bags", "--images", str(images), "--captions", str(captions), "--split", "train", "extra"]
     mined += ["--tuning-images", "300", "--scorer", str(run / "heads/last"), "--out", str(run / "bags.json")]
     averaged = [str(run / f"polish-{number}/last") for number in range(len(POLISH_BAGS))]
@@ -126,6 +128,7 @@ def recipe_steps(data: Path, run: Path, *, cache: Path) -> list[Step]:
             str(run / "joint-fp32"),
         ),
         Step("calibrate int8", run / "confidence.json", fitted),
+        Step("presence int8", run / "presence.json", told),
         *(evaluate(bundle, split) for bundle in ("fp32", "int8") for split in ("val", "coco_val100")),
     ]
 

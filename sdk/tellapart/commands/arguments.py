@@ -42,6 +42,9 @@ ELSEWHERE = {
     "calibrate": Elsewhere(
         "tellapart_training.calibrate", "evaluate", "fit the confidence of a bundle's captions"
     ),
+    "presence": Elsewhere(
+        "tellapart_training.presence", "train", "fit how likely people are to say each piece of an image"
+    ),
     "boost": Elsewhere(
         "tellapart_training.cli", "boost", "merge human captions into richer ones for training", ("boost",)
     ),
