@@ -203,6 +203,7 @@ def compare(family: str, arguments: argparse.Namespace) -> None:
             images=arguments.images,
             limit=arguments.limit,
             max_new_tokens=longest,
+            progress=True,
         )
         manifest = export_bundle(checkpoint, bundle, options)
         minutes = (time.monotonic() - started_s) / 60

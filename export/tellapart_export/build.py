@@ -14,6 +14,7 @@ from tellapart._version import __version__
 from tellapart.backends import TARGET_OF, Session, open_session
 from tellapart.backends.coreml import load_coremltools
 from tellapart.bundle import Bundle, open_bundle, staged_bundle, write_bundle
+from tellapart.commands.progress import Progress
 from tellapart.doctor import machine_facts
 from tellapart.errors import UsageError
 from tellapart.manifest import Decoding, GraphSpec, Manifest
@@ -28,6 +29,7 @@ from tellapart_export.hugging_face import fetch_checkpoint
 from tellapart_export.parity import (
     FLOAT32,
     GraphParity,
+    TokenParity,
     Tolerance,
     check_graph,
     check_rows,
@@ -95,6 +97,9 @@ class ExportOptions:
 
     overwrite: bool = False
     """Replace a bundle that is there."""
+
+    progress: bool = False
+    """Show on stderr how many photos are captioned alike."""
 
     def __post_init__(self) -> None:
         """Refuse what this version cannot do."""
@@ -290,6 +295,13 @@ def _prove_sessions(
         if "captioner" in subject.kind:
             plain = DecodeOptions(beams=1, min_new_tokens=0, no_repeat_ngram=0)
             plan = make_plan(plain, bundle.manifest.decoding, Tokenizer.from_bundle(bundle))
+            total = len(names) or DRAWN_PHOTOS
+            progress = stack.enter_context(Progress(total, quiet=not options.progress))
+
+            def watch(tally: TokenParity) -> None:
+                progress.note = f"{tally.equal} alike, logits within {tally.max_logit_error:.1e}"
+                progress.at(tally.photos, total)
+
             tokens = check_tokens(
                 subject,
                 sessions["vision"],
@@ -297,6 +309,7 @@ def _prove_sessions(
                 batches,
                 rules=plan.rules,
                 tolerance=tolerance,
+                watch=watch,
             )
             report["greedy_tokens_equal"] = tokens.equal
             report["greedy_draws"] = tokens.draws

@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prompt=args.prompt,
         card=args.card,
         overwrite=args.overwrite,
+        progress=True,
     )
     print(f"exporting {args.checkpoint}", file=sys.stderr)
     manifest = export_bundle(args.checkpoint, args.out, options)

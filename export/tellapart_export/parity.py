@@ -10,7 +10,7 @@ greedy caption is the same, and its logits there are those to compare with.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ FLOAT32 = Tolerance()
 HALF = Tolerance(relative=5e-2, cosine=0.999, exact=False)
 """For results rounded to float16 at every operation: ten bits, and what grows of them through the layers."""
 
-_NETWORK_BATCH = 8  # photos that the network looks at side by side
+_ROWS_BATCH = 8  # photos whose rows the network makes side by side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +99,11 @@ class TokenParity:
 
     first_divergence: Divergence | None = None
     """The first photo that is not equal, a draw or not; None where all are."""
+
+    @property
+    def photos(self) -> int:
+        """Photos compared."""
+        return self.equal + self.draws + self.others
 
 
 def check_graph(
@@ -232,6 +237,7 @@ def check_tokens(
     *,
     rules: Rules,
     tolerance: Tolerance = FLOAT32,
+    watch: Callable[[TokenParity], None] = lambda found: None,
 ) -> TokenParity:
     """Greedy captions of device and network, token for token, and the logits behind them.
 
@@ -242,6 +248,7 @@ def check_tokens(
         pixels: batches (b, s, s, 3) uint8.
         rules: of the bundle, as the device decodes by them.
         tolerance: how far logits may be apart, and whether tokens may differ.
+        watch: receives the tally after every photo.
 
     Raises:
         ParityError: a caption or a logit differs.
@@ -249,34 +256,27 @@ def check_tokens(
     found = TokenParity()
     recorder = _Recorder(decoder)
     eye, voice = VisionGraph(vision), DecoderGraph(recorder)
-    for photos in _in_batches(pixels, _NETWORK_BATCH):
-        said: list[list[int]] = []
-        logits: list[npt.NDArray[Any]] = []
-        for photo in photos:
-            recorder.logits = []
-            [hypothesis] = greedy(voice.step, KVCache.empty(eye.look(photo)[0]), rules=rules)
-            said.append([*hypothesis.ids, *([rules.end_id] if hypothesis.finished else [])])
-            logits.append(np.stack(recorder.logits))
-        for row, wanted in enumerate(_network_logits(subject, photos, said, rules)):
-            photo = found.equal + found.draws + found.others + 1
-            _compare(found, said[row], wanted, logits[row], rules, photo=photo, tolerance=tolerance)
+    for photo in (photo for batch in pixels for photo in batch):
+        recorder.logits = []
+        [hypothesis] = greedy(voice.step, KVCache.empty(eye.look(photo)[0]), rules=rules)
+        said = [*hypothesis.ids, *([rules.end_id] if hypothesis.finished else [])]
+        wanted, given = _network_logits(subject, photo, said, rules), np.stack(recorder.logits)
+        _compare(found, said, wanted, given, rules, photo=found.photos + 1, tolerance=tolerance)
+        watch(found)
     return found
 
 
 def _network_logits(
-    subject: Subject, photos: PixelArray, said: Sequence[Sequence[int]], rules: Rules
-) -> Iterator[npt.NDArray[Any]]:
-    """Per photo (t, V), the network's logits along what the device said."""
-    longest = max(map(len, said))
-    ids = torch.full((len(said), longest), rules.start_id)
-    for row, tokens in enumerate(said):  # the last token is what comes out, not what goes in
-        ids[row, 1 : len(tokens)] = torch.tensor(tokens[:-1], dtype=torch.int64)
+    subject: Subject, photo: PixelArray, said: Sequence[int], rules: Rules
+) -> npt.NDArray[Any]:
+    """(t, V), the network's logits along what the device said of one photo."""
     if subject.logits is None:
         raise ParityError(f"the family {subject.family} gives no network to compare captions with")
+    # The last token is what comes out, not what goes in.
+    ids = torch.tensor([[rules.start_id, *said[:-1]]], dtype=torch.int64)
     with torch.no_grad():
-        found = subject.logits(torch.from_numpy(photos), ids).numpy()
-    for row, tokens in enumerate(said):
-        yield found[row, : len(tokens)]
+        found: npt.NDArray[Any] = subject.logits(torch.from_numpy(photo[None]), ids).numpy()[0]
+    return found
 
 
 def _compare(
@@ -334,7 +334,7 @@ def check_rows(
         raise ParityError(f"the family {subject.family} gives no network to compare embeddings with")
     eye, reader = VisionGraph(vision), TextGraph(text)
     images: list[GraphParity] = []
-    for photos in _in_batches(pixels, _NETWORK_BATCH):
+    for photos in _in_batches(pixels, _ROWS_BATCH):
         with torch.no_grad():
             wanted = subject.embed_images(torch.from_numpy(photos)).numpy()
         given = np.concatenate([eye.look(photo)[1] for photo in photos])

@@ -163,7 +163,11 @@ def test_captions_of_the_toy_differ(toy_checkpoint: Path) -> None:
 
 
 def test_a_failed_proof_leaves_nothing(
-    toy_checkpoint: Path, toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_checkpoint: Path,
+    toy_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     loaded = load_checkpoint(toy_checkpoint)
     with torch.no_grad():
@@ -177,7 +181,12 @@ def test_a_failed_proof_leaves_nothing(
     with pytest.raises(ParityError, match=r"text\.embedding"):
         export_bundle(tmp_path / "other", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
-    export_bundle(toy_checkpoint, tmp_path / "out", ExportOptions(images=SAMPLES, limit=2))
+    monkeypatch.setattr("tellapart.commands.progress._PLAIN_LINE_S", 0.0)
+    capsys.readouterr()
+    export_bundle(toy_checkpoint, tmp_path / "out", ExportOptions(images=SAMPLES, limit=2, progress=True))
+    shown = capsys.readouterr().err.splitlines()
+    assert [line.split(" images")[0] for line in shown] == ["tellapart: 1/2", "tellapart: 2/2"]
+    assert ", 2 alike, logits within " in shown[-1]
     with open_bundle(tmp_path / "out") as bundle:
         assert bundle.manifest.parity["greedy_tokens_equal"] == 2
         assert bundle.manifest.parity["photos"] == SAMPLES.name
