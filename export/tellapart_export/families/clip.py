@@ -45,8 +45,10 @@ class TextGraph(nn.Module):
         table = self.tower.embeddings
         x = table.token_embedding(ids) + table.position_embedding.weight[:count]
         future = torch.full((count, count), torch.finfo(torch.float32).min).triu(1)[None, None]
+        # By their parts: what a whole layer takes and gives changed with transformers 5.
         for layer in self.tower.encoder.layers:
-            x = layer(x, attention_mask=None, causal_attention_mask=future)[0]
+            x = x + layer.self_attn(layer.layer_norm1(x), attention_mask=future)[0]
+            x = x + layer.mlp(layer.layer_norm2(x))
         x = self.tower.final_layer_norm(x)
         first = (ids == self.end_id).int().argmax(-1)  # (b,)
         pooled = x.gather(1, first[:, None, None].expand(-1, 1, x.shape[-1]))[:, 0]
