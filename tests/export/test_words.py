@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,16 @@ def test_a_tokenizer_with_rules_of_its_own_is_noticed(folders: dict[str, Path], 
     content = json.loads((folders["byte_bpe-new"] / "tokenizer.json").read_text(encoding="utf-8"))
     content["normalizer"] = {"type": "Lowercase"}
     file.write_text(json.dumps(content), encoding="utf-8")
+    words = read_words(tmp_path)
+    with pytest.raises(ParityError, match="rules that a bundle cannot describe"):
+        check_words(words, *page(words))
+
+
+def test_a_configuration_that_overrules_the_file_is_noticed(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["wordpiece-new"], tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "tokenizer_config.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**content, "do_lower_case": False}), encoding="utf-8")
     words = read_words(tmp_path)
     with pytest.raises(ParityError, match="rules that a bundle cannot describe"):
         check_words(words, *page(words))
