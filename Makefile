@@ -7,7 +7,7 @@
 # make docs            the site of docs/ in build/site
 # make bench           speed, cold start and memory of the embedded bundle on this machine
 # make bench-peers     the same weights in transformers, optimum and OpenVINO against ours, in an environment of its own
-# make families        every family at true size, random weights, against torch on each target: an hour
+# make families        every family at true size, random weights, against torch on each target: an hour and a half
 # make train-embedded  raw data to embedded bundle, the whole recipe
 # make boost-faults    boosting against an endpoint that fails in every way, 10,000 requests
 # make study           tables and plot of the self-retrieval study, from the figures in docs/study
