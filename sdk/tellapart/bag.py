@@ -24,6 +24,8 @@ contrast
         + 6 x log of the own image's chance, softmax over the bag of 0.1 x presence
         + 0.8 x presence of the caption's pieces in the own image
 
+    Either way no caption is given to two images while there is another: it could tell neither apart.
+
 plain
     Each image is captioned alone; the retriever only judges.
 
@@ -47,6 +49,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
+from tellapart.contrast import DUPLICATE
 from tellapart.decode import log_softmax
 from tellapart.errors import UsageError
 from tellapart.presence import Presence
@@ -176,18 +179,22 @@ def judge_bag(
     texts = list(dict.fromkeys(caption.text for group in candidates for caption in group))
     row_of = {text: row for row, text in enumerate(texts)}
     scores = cosine(embed_texts(texts), image_rows)
-    chosen: list[Caption] = []
+    worths: list[RealArray] = []
     for own, group in enumerate(candidates):
-        best = 0
-        if len(group) > 1:
-            asked = scores[[row_of[caption.text] for caption in group]]
-            if mode == "contrast" and presence is not None:
-                worth = _worth_by_presence(group, asked, own, presence.borne_out(group, image_rows))
-            else:
-                worth = _worth(group, beside[own], asked, own, mode)
-            best = int(np.argmax(worth))
+        asked = scores[[row_of[caption.text] for caption in group]]
+        if mode == "contrast" and presence is not None:
+            worths.append(_worth_by_presence(group, asked, own, presence.borne_out(group, image_rows)))
+        else:
+            worths.append(_worth(group, beside[own], asked, own, mode))
+    places = [int(np.argmax(worth)) for worth in worths]
+    if mode == "contrast":
+        places = choose_apart(
+            worths, [[caption.text for caption in group] for group in candidates], image_rows
+        )
+    chosen: list[Caption] = []
+    for place, group in zip(places, candidates, strict=True):
         flat = [replace(caption, alternatives=()) for caption in group]
-        picked = flat.pop(best)
+        picked = flat.pop(place)
         chosen.append(replace(picked, alternatives=tuple(flat)))
     similarity = scores[[row_of[caption.text] for caption in chosen]]
     alone = len(chosen) == 1
@@ -198,6 +205,45 @@ def judge_bag(
         similarity=similarity,
         recall_at_1=1.0 if alone else float(hits_at_1(similarity).mean()),
     )
+
+
+def choose_apart(
+    worths: Sequence[RealArray], texts: Sequence[Sequence[str]], image_rows: FloatArray
+) -> list[int]:
+    """The candidate of each image that is worth most, no text for two images while there is another one.
+
+    Where several images want one text, it goes to the one that would lose most by its next choice. Images
+    that cannot be told apart may share.
+
+    Args:
+        worths: per image of its candidates, higher is better.
+        texts: of the candidates, each text once an image.
+        image_rows: (k, d) float32, unit rows.
+
+    Returns:
+        Per image the place of its candidate.
+    """
+    same = image_rows @ image_rows.T > DUPLICATE
+    order = [np.argsort(-worth, kind="stable") for worth in worths]
+    chosen: dict[int, int] = {}
+    owners: dict[str, list[int]] = {}
+    while len(chosen) < len(texts):
+        wanted: dict[str, list[tuple[float, int, int]]] = {}
+        for image in (image for image in range(len(texts)) if image not in chosen):
+            free = [
+                int(place)
+                for place in order[image]
+                if all(same[image, owner] for owner in owners.get(texts[image][place], ()))
+            ]
+            best = free[0] if free else int(order[image][0])
+            next_best = worths[image][free[1]] if len(free) > 1 else -np.inf
+            loss = float(worths[image][best] - next_best)
+            wanted.setdefault(texts[image][best], []).append((loss, -image, best))
+        for text, asking in wanted.items():
+            _, image, place = max(asking)
+            chosen[-image] = place
+            owners.setdefault(text, []).append(-image)
+    return [chosen[image] for image in range(len(texts))]
 
 
 def _merged(plain: Sequence[Caption], steered: Sequence[Caption]) -> list[Caption]:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tellapart import Captioner, DecodeOptions, UsageError
+from tellapart.bag import choose_apart
 from tellapart.beams import beam_search
 from tellapart.contrast import (
     Contrast,
@@ -253,3 +254,32 @@ def test_the_chosen_candidate_weighs_likelihood_fit_listener_and_support(
         texts = [entry.text for entry in (chosen, *chosen.alternatives)]
         assert len(texts) == len(set(texts)) >= 6
         assert {entry.text for entry in beams.values()} <= set(texts)
+
+
+def chosen_by(worths: list[list[float]], texts: list[str], *, rows: np.ndarray) -> list[str]:
+    """Each letter of a text is a candidate, so images share those of the same letter."""
+    places = choose_apart([np.array(worth) for worth in worths], [list(text) for text in texts], rows)
+    return [text[place] for text, place in zip(texts, places, strict=True)]
+
+
+def test_no_caption_is_given_to_two_images_while_there_is_another() -> None:
+    apart = np.eye(3, dtype=np.float32)
+    # All want "a", and the third image would lose most; then "b", and the first would.
+    worths = [[2.0, 1.9, 0.0], [2.0, 1.0, 0.5], [2.0, -5.0, -6.0]]
+    assert chosen_by(worths, ["abc", "abc", "abc"], rows=apart) == ["b", "c", "a"]
+    # Where nobody disagrees each has its best, and an image without another choice repeats.
+    assert chosen_by([[1.0, 2.0], [3.0, 1.0]], ["ab", "ab"], rows=apart[:2]) == ["b", "a"]
+    assert chosen_by([[1.0], [1.0], [0.0, 9.0]], ["a", "a", "ab"], rows=apart) == ["a", "a", "b"]
+
+
+def test_the_same_picture_twice_may_say_the_same() -> None:
+    rows = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
+    worths = [[2.0, 1.9], [2.0, 1.0], [2.0, 1.8]]
+    assert chosen_by(worths, ["ab", "ab", "ab"], rows=rows) == ["a", "a", "b"]
+
+
+def test_drawn_look_alikes_get_captions_of_their_own() -> None:
+    folder = Path(__file__).parents[2] / "samples" / "bag"
+    with Captioner.open() as captioner:
+        result = captioner.bag(sorted(folder.glob("*.jpg")), mode="contrast")
+    assert len({caption.text for caption in result.captions}) == 3
