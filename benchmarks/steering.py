@@ -72,11 +72,11 @@ def captions_of(captioner: Captioner, views: list[View], setting: Setting) -> li
     options = bag_options(setting.options, "contrast")
     plan = make_plan(options, captioner.bundle.manifest.decoding, engine.tokenizer)
     rows = captioner.retriever.embed_images(views)
-    groups = write_contrast(engine, rows, views, plan, setting.contrast)
-    beams = captioner.caption_many(views, options=spoken_options(setting.options))
-    spoken = [[caption, *caption.alternatives] for caption in beams]
+    alone = make_plan(spoken_options(setting.options), captioner.bundle.manifest.decoding, engine.tokenizer)
+    found = write_contrast(engine, rows, views, plan, setting.contrast, spoken=alone)
     embed_texts, presence = captioner.retriever.embed_texts, engine.presence()
-    chosen = judge_bag(groups, rows, embed_texts, mode="contrast", spoken=spoken, presence=presence)
+    groups = found.beside_spoken(shorter=presence is not None)
+    chosen = judge_bag(groups, rows, embed_texts, mode="contrast", spoken=found.spoken, presence=presence)
     return [caption.text for caption in chosen.captions]
 
 

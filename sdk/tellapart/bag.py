@@ -24,6 +24,9 @@ contrast
         + 6 x log of the own image's chance, softmax over the bag of 0.1 x presence
         + 0.8 x presence of the caption's pieces in the own image
 
+    and there is more to choose from: beginnings of the beams that are captions themselves
+    (`tellapart.shorten`), since what is invented mostly comes last.
+
     Either way no caption is given to two images while there is another: it could tell neither apart.
 
 plain
@@ -246,10 +249,12 @@ def choose_apart(
     return [chosen[image] for image in range(len(texts))]
 
 
-def _merged(plain: Sequence[Caption], steered: Sequence[Caption]) -> list[Caption]:
+def _merged(plain: Sequence[Caption], others: Sequence[Caption]) -> list[Caption]:
     """Both, each text once, the plain ones first."""
-    known = {caption.text for caption in plain}
-    return [*plain, *(caption for caption in steered if caption.text not in known)]
+    first: dict[str, Caption] = {}
+    for caption in (*plain, *others):
+        first.setdefault(caption.text, caption)
+    return list(first.values())
 
 
 def _worth(

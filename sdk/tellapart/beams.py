@@ -26,6 +26,7 @@ class _Beams:
         totals: (m,) float64, summed score per live beam, best first.
         tokens: (m, t) int64, the pieces of each.
         logprobs: (m, t) float32, one per piece.
+        ends: (m, t) float32, of the end mark in the place of each.
         ended: finished hypotheses, in the order in which they ended.
     """
 
@@ -33,6 +34,7 @@ class _Beams:
         self.totals = np.zeros(1)
         self.tokens: IntArray = np.zeros((1, 0), np.int64)
         self.logprobs: FloatArray = np.zeros((1, 0), np.float32)
+        self.ends: FloatArray = np.zeros((1, 0), np.float32)
         self.ended: list[Hypothesis] = []
 
     def advance(
@@ -57,7 +59,7 @@ class _Beams:
             elif place < beams:
                 tokens = np.append(self.tokens[parent], token)
                 path = np.append(self.logprobs[parent], logprobs[parent, token])
-                self.ended.append(hypothesis(tokens, path, rules, total=total))
+                self.ended.append(hypothesis(tokens, path, rules, total=total, ends=self.ends[parent]))
                 done.append(parent)
         if last:  # those that go nowhere any more stay as they are, for want of better
             self._keep([beam for beam in range(len(self.totals)) if beam not in done])
@@ -65,10 +67,12 @@ class _Beams:
             self.totals = np.array(taken)
             self.tokens = np.column_stack([self.tokens[parents], np.array(pieces, np.int64)])
             self.logprobs = np.column_stack([self.logprobs[parents], logprobs[parents, pieces]])
+            self.ends = np.column_stack([self.ends[parents], logprobs[parents, rules.end_id]])
         return np.array(parents, np.int64)
 
     def _keep(self, beams: list[int]) -> None:
-        self.totals, self.tokens, self.logprobs = self.totals[beams], self.tokens[beams], self.logprobs[beams]
+        self.totals, self.tokens = self.totals[beams], self.tokens[beams]
+        self.logprobs, self.ends = self.logprobs[beams], self.ends[beams]
 
     def is_settled(self, rules: Rules, *, beams: int, n_best: int, stop: StopRule) -> bool:
         """Whether no live beam can still come among the n best."""
@@ -89,8 +93,10 @@ class _Beams:
         found = sorted(self.ended, key=_by_score)[:n_best]
         if len(found) < n_best:
             live = [
-                hypothesis(tokens, path, rules, total=float(total))
-                for tokens, path, total in zip(self.tokens, self.logprobs, self.totals, strict=True)
+                hypothesis(tokens, path, rules, total=float(total), ends=ends)
+                for tokens, path, total, ends in zip(
+                    self.tokens, self.logprobs, self.totals, self.ends, strict=True
+                )
             ]
             found += sorted(live, key=_by_score)[: n_best - len(found)]
         return found

@@ -271,13 +271,15 @@ class Captioner:
         image_rows = retriever.embed_images(views)
         if len(views) == 1:
             mode, options = "plain", replace(asked or DecodeOptions(), confidence=False, min_confidence=None)
+        groups: list[list[Caption]] = []
         spoken: list[list[Caption]] = []
         presence: Presence | None = None
         if mode == "contrast":
             presence = self._engine.presence()
-            groups = write_contrast(self._engine, image_rows, views, plan, Contrast()) if views else []
-            beams = self.caption_many(views, options=spoken_options(asked))
-            spoken = [[caption, *caption.alternatives] for caption in beams]
+            if views:
+                alone = self._plan(spoken_options(asked))
+                found = write_contrast(self._engine, image_rows, views, plan, Contrast(), spoken=alone)
+                groups, spoken = found.beside_spoken(shorter=presence is not None), found.spoken
         else:
             captions = list(self.caption_many(views, options=options))
             groups = [

@@ -89,6 +89,12 @@ class Hypothesis:
     score: float
     """Length-normalised sum of what the search maximised, mostly the log-probabilities; higher is better."""
 
+    end_logprobs: tuple[float, ...] = ()
+    """Of a beam search, one per piece: of the end mark in its place. Empty of other searches."""
+
+
+_NO_ENDS: FloatArray = np.zeros(0, np.float32)
+
 
 def log_softmax(logits: FloatArray) -> FloatArray:
     """Natural-log probabilities of each row.
@@ -279,7 +285,9 @@ def _collect(steps: Iterator[_Pick], rows: int, rules: Rules) -> list[Hypothesis
     ]
 
 
-def hypothesis(tokens: IntArray, logprobs: FloatArray, rules: Rules, *, total: float) -> Hypothesis:
+def hypothesis(
+    tokens: IntArray, logprobs: FloatArray, rules: Rules, *, total: float, ends: FloatArray = _NO_ENDS
+) -> Hypothesis:
     """One row's hypothesis.
 
     Args:
@@ -287,11 +295,12 @@ def hypothesis(tokens: IntArray, logprobs: FloatArray, rules: Rules, *, total: f
         logprobs: (t,) float32, one each.
         rules: how length counts.
         total: what the search maximised, summed.
+        ends: log-probabilities of the end mark in the place of each piece, where they are known.
     """
     finished = len(tokens) > 0 and bool(tokens[-1] == rules.end_id)
     ids = tokens[:-1] if finished else tokens
     score = total / max(len(logprobs), 1) ** rules.length_penalty
-    return Hypothesis(tuple(ids.tolist()), tuple(logprobs.tolist()), finished, score)
+    return Hypothesis(tuple(ids.tolist()), tuple(logprobs.tolist()), finished, score, tuple(ends.tolist()))
 
 
 def is_over(rules: Rules) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,7 +23,10 @@ from tellapart.manifest_confidence import Calibration
 from tellapart.plan import DecodePlan
 from tellapart.rerank import rerank
 from tellapart.retriever import Retriever
+from tellapart.shorten import shortened
 from tellapart.types import Caption, FloatArray, View
+
+_SPOKEN_TOGETHER = 8  # images whose plain beams are searched side by side
 
 
 def write_captions(
@@ -48,10 +51,7 @@ def write_captions(
     """
     if not views:
         return
-    groups: list[Sequence[View]] = [[view] for view in views]
-    if len(views) > 1 and engine.decoder().keeps_rows_apart(_cross_kv(views)):
-        groups = [views]
-    for group in groups:
+    for group in _groups(engine, views):
         check_open()
         _open_graphs(engine, group, plan)
         load_ms = engine.take_load_ms()
@@ -69,10 +69,40 @@ def write_captions(
             yield replace(first, alternatives=tuple(others))
 
 
+@dataclass(frozen=True)
+class BagCandidates:
+    """What the captions of a bag are chosen from; each a list of captions per image."""
+
+    steered: list[list[Caption]]
+    """Best first by the steered score."""
+
+    spoken: list[list[Caption]]
+    """Of each image alone, best first."""
+
+    shortened: list[list[Caption]]
+    """Beginnings of both, see `shorten`."""
+
+    def beside_spoken(self, *, shorter: bool) -> list[list[Caption]]:
+        """Per image what there is to choose from beside the plain beams.
+
+        Args:
+            shorter: the shortened ones, too; for a rule that knows what a longer one says that is not there.
+        """
+        if not shorter:
+            return self.steered
+        return [[*own, *more] for own, more in zip(self.steered, self.shortened, strict=True)]
+
+
 def write_contrast(
-    engine: Engine, image_rows: FloatArray, views: Sequence[View], plan: DecodePlan, contrast: Contrast
-) -> list[list[Caption]]:
-    """Captions of a bag, decoded together, each steered away from what its look-alikes would say.
+    engine: Engine,
+    image_rows: FloatArray,
+    views: Sequence[View],
+    plan: DecodePlan,
+    contrast: Contrast,
+    *,
+    spoken: DecodePlan,
+) -> BagCandidates:
+    """Candidates for the captions of a bag: steered away from what look-alikes would say, plain, and shorter.
 
     Args:
         engine: its decoder and tokenizer.
@@ -80,9 +110,10 @@ def write_contrast(
         views: of the k images.
         plan: how to search; its sampling and `rerank` play no part.
         contrast: how strongly and against how many.
+        spoken: how to search each image alone.
 
     Returns:
-        Per image its candidates, best first by the steered score; `mean_logprob` is the model's own.
+        Lists of captions per image; `mean_logprob` is the model's own everywhere.
     """
     engine.check_open()
     decoder = engine.decoder()
@@ -104,8 +135,27 @@ def write_contrast(
                 allowed, asked.others, weight=contrast.weight, floor=contrast.floor
             ),
         )
+    alone = [
+        hypotheses
+        for first in range(0, len(views), _SPOKEN_TOGETHER)
+        for group in _groups(engine, views[first : first + _SPOKEN_TOGETHER])
+        for hypotheses in _search(engine, group, spoken)
+    ]
     decode_ms = (time.perf_counter() - started_s) * 1000.0
-    return _worded(engine, views, found, load_ms, decode_ms)
+    shorter = [
+        [short for one in (*plain, *steered) for short in shortened(one, rules)]
+        for plain, steered in zip(alone, found, strict=True)
+    ]
+    return BagCandidates(
+        *(_worded(engine, views, each, load_ms, decode_ms) for each in (found, alone, shorter))
+    )
+
+
+def _groups(engine: Engine, views: Sequence[View]) -> list[Sequence[View]]:
+    """All views together where that changes no number, else one by one."""
+    if len(views) > 1 and engine.decoder().keeps_rows_apart(_cross_kv(views)):
+        return [views]
+    return [[view] for view in views]
 
 
 def _sure(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,7 +98,14 @@ def test_greedy_equals_one_beam_and_picks_the_likeliest_each_time(longest: int) 
     images = list(range(20))
     alone = greedy(step, Prefixes(images), rules=rules(max_new_tokens=longest))
     beams = beam_search(step, Prefixes(images), rules=rules(max_new_tokens=longest), beams=1)
-    assert [[hypothesis] for hypothesis in alone] == beams
+    assert [[hypothesis] for hypothesis in alone] == [
+        [replace(hypothesis, end_logprobs=()) for hypothesis in found] for found in beams
+    ]
+    for [hypothesis] in beams:
+        for place, end in enumerate(hypothesis.end_logprobs):
+            image = beams.index([hypothesis])
+            assert end == chances((images[image], CLS, *hypothesis.ids[:place]))[SEP]
+        assert len(hypothesis.end_logprobs) == len(hypothesis.ids)
     for image, hypothesis in zip(images, alone, strict=True):
         path, ids = (image, CLS), []
         for _ in range(longest + 1):

@@ -134,7 +134,8 @@ def test_a_bag_in_contrast_heeds_the_file_of_its_bundle(
         assert captioner.bag(images, mode="plain").captions[0].text == plain.captions[0].text
     pieces = set(before.captions[0].token_ids)
     assert len(pieces & set(after.captions[0].token_ids)) < len(pieces)
-    assert {item.text for item in (after.captions[0], *after.captions[0].alternatives)} == {
+    # Shorter ones come in addition.
+    assert {item.text for item in (after.captions[0], *after.captions[0].alternatives)} > {
         item.text for item in (before.captions[0], *before.captions[0].alternatives)
     }
 
