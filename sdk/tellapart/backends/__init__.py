@@ -58,6 +58,10 @@ class Session(Protocol):
         Raises:
             ClosedError: the session was closed.
         """
+        try:
+            return self.run(feeds)
+        except BackendError:
+            return None
 
     def close(self) -> None:
         """Give the memory back; further calls do nothing."""

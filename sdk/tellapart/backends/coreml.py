@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tellapart.backends import Session
 from tellapart.backends.fixed_shapes import FixedSession, is_fixed, pad_id_of
 from tellapart.backends.graph_files import first_line, verified_bytes
 from tellapart.bundle import Bundle
@@ -127,7 +128,7 @@ def session_of(
     return FixedSession(CoremlSession(graph, predict, name=name, providers=providers), graph, pad_id=pad_id)
 
 
-class CoremlSession:
+class CoremlSession(Session):
     """A package in its own fixed shapes; a `backends.Session`."""
 
     backend = "coreml"
@@ -161,13 +162,6 @@ class CoremlSession:
             except Exception as error:  # what coremltools passes on shares no base but this
                 raise BackendError(f"Core ML failed in {where}: {first_line(error)}") from error
         return {page.name: _as_output(found, page, where) for page in self._graph.outputs}
-
-    def run_quietly(self, feeds: Mapping[str, Array]) -> dict[str, Array] | None:
-        """As `run`, and None where the graph refuses."""
-        try:
-            return self.run(feeds)
-        except BackendError:
-            return None
 
     def close(self) -> None:
         """Let the model go, after the run that it is busy with; further calls do nothing."""

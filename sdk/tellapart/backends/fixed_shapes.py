@@ -97,7 +97,7 @@ class FixedShapes:
         return {**found, "present_kv": found["present_kv"][:, :, :, window - past - 1 :]}
 
 
-class FixedSession:
+class FixedSession(Session):
     """A `backends.Session` of free axes around one of fixed shapes."""
 
     def __init__(self, inner: Session, graph: GraphSpec, *, pad_id: int) -> None:
@@ -108,13 +108,6 @@ class FixedSession:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Compute all outputs; see `FixedShapes.run`."""
         return self._shapes.run(feeds)
-
-    def run_quietly(self, feeds: Mapping[str, Array]) -> dict[str, Array] | None:
-        """As `run`, and None where the graph refuses."""
-        try:
-            return self.run(feeds)
-        except BackendError:
-            return None
 
     def close(self) -> None:
         """Give the memory back; further calls do nothing."""

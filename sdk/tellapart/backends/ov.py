@@ -105,7 +105,7 @@ def open_session(bundle: Bundle, role: str, runtime: RuntimeOptions) -> Session:
         raise BackendError(f"OpenVINO refuses {graph.file} of {bundle.name}: {first_line(error)}") from error
 
 
-class OvSession:
+class OvSession(Session):
     """A graph in OpenVINO; a `backends.Session`."""
 
     backend = "openvino"
@@ -154,13 +154,6 @@ class OvSession:
             raise BackendError(
                 f"OpenVINO failed in the {self._graph.role} graph of {self._name}: {first_line(error)}"
             ) from error
-
-    def run_quietly(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]] | None:
-        """As `run`, and None where the graph refuses; see `backends.Session.run_quietly`."""
-        try:
-            return self.run(feeds)
-        except BackendError:
-            return None
 
     def close(self) -> None:
         """Let the graph go; a run in another thread still ends well, as it holds its own reference."""
