@@ -182,11 +182,15 @@ def judge_bag(
     texts = list(dict.fromkeys(caption.text for group in candidates for caption in group))
     row_of = {text: row for row, text in enumerate(texts)}
     scores = cosine(embed_texts(texts), image_rows)
+    there: list[RealArray] = []
+    if mode == "contrast" and presence is not None:
+        sums = presence.borne_out([caption for group in candidates for caption in group], image_rows)
+        there = np.split(sums, np.cumsum([len(group) for group in candidates])[:-1])
     worths: list[RealArray] = []
     for own, group in enumerate(candidates):
         asked = scores[[row_of[caption.text] for caption in group]]
-        if mode == "contrast" and presence is not None:
-            worths.append(_worth_by_presence(group, asked, own, presence.borne_out(group, image_rows)))
+        if there:
+            worths.append(_worth_by_presence(group, asked, own, there[own]))
         else:
             worths.append(_worth(group, beside[own], asked, own, mode))
     places = [int(np.argmax(worth)) for worth in worths]
