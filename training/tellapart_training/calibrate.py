@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -151,14 +150,11 @@ def write_confidence(bundle: Path, calibration: Calibration, report: Mapping[str
         BundleError: damaged, or the disk refuses; the bundle is then as it was.
     """
     with open_bundle(bundle) as source, staged_bundle(bundle, overwrite=True) as scratch:
-        for path in source.manifest.files:
-            target = scratch / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source.path(path), target)
+        files: dict[str, bytes | Path] = {path: source.path(path) for path in source.manifest.files}
         page = source.manifest.to_fields()
         page["confidence"] = calibration.to_fields()
         page["metrics"] = {**page.get("metrics", {}), "confidence": dict(report)}
-        write_bundle(scratch, page)
+        write_bundle(scratch, page, files)
 
 
 def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -124,13 +123,10 @@ def write_presence(bundle: Path, presence: Presence, report: Mapping[str, Any]) 
         BundleError: damaged, or the disk refuses; the bundle is then as it was.
     """
     with open_bundle(bundle) as source, staged_bundle(bundle, overwrite=True) as scratch:
-        for path in source.manifest.files:
-            target = scratch / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source.path(path), target)
+        files: dict[str, bytes | Path] = {path: source.path(path) for path in source.manifest.files}
         page = source.manifest.to_fields()
         page["metrics"] = {**page.get("metrics", {}), "presence": dict(report)}
-        write_bundle(scratch, page, {PRESENCE_NAME: presence.to_bytes()})
+        write_bundle(scratch, page, {**files, PRESENCE_NAME: presence.to_bytes()})
 
 
 def add_presence(arguments: argparse.Namespace) -> dict[str, Any]:

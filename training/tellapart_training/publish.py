@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
@@ -75,15 +74,12 @@ def publish_embedded(run: Path, out: Path, *, seconds: Mapping[str, float], proc
         sizes=_sizes_table(run / "int8"),
     )
     with open_bundle(run / "int8") as source, staged_bundle(out, overwrite=True) as scratch:
-        for path in source.manifest.files:
-            target = scratch / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source.path(path), target)
+        files: dict[str, bytes | Path] = {path: source.path(path) for path in source.manifest.files}
         fields = source.manifest.to_fields()
         fields["metrics"] = {**fields.get("metrics", {}), "evaluate": figures}
         fields["source"] = {**fields.get("source", {}), "recipe": "make train-embedded", "commit": commit}
         fields["licence"] = LICENCE
-        return write_bundle(scratch, fields, {CARD: card.encode()})
+        return write_bundle(scratch, fields, {**files, CARD: card.encode()})
 
 
 def _report(path: Path) -> dict[str, Any]:
